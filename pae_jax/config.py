@@ -1,0 +1,279 @@
+"""The configuration as frozen dataclasses that check themselves.
+
+A config file returns an `ml_collections.ConfigDict`; `from_config_dict` turns it into a
+`Config`, and nothing below this module sees a ConfigDict. What each key means stands beside
+its default in `configs/default.py`; here stand the types and the admissible values. Every
+error is one line that begins with the dotted key.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from data_pipelines.errors import BadInput
+
+
+def _field(
+    default: Any,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A dataclass field whose admissible values are checked by `_check_field`."""
+    limits = {"at_least": at_least, "at_most": at_most, "above": above, "choices": choices}
+    return dataclasses.field(default=default, metadata=limits)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    source: str = _field("procedural", choices=("procedural", "folder", "elpv", "tfds"))
+    root: str = ""
+    category: str = ""
+    size: int = _field(256, at_least=1)
+    width: int = _field(0, at_least=0)
+    crop: int = _field(0, at_least=0)
+    textures: str = "builtin"
+    texture_size: int = _field(256, at_least=8)
+    holdout: float = _field(0.05, above=0.0, at_most=0.5)
+    groups: str = "auto"
+    augmentation: str = "none"
+    cache: str = ""
+    workers: int = _field(4, at_least=1)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(h, w) to which every image is resized."""
+        return self.size, self.width or self.size
+
+    @property
+    def train_shape(self) -> tuple[int, int]:
+        """(h, w) of a training example: a random crop, or the whole image."""
+        height, width = self.shape
+        return (min(self.crop, height), min(self.crop, width)) if self.crop else (height, width)
+
+
+@dataclasses.dataclass(frozen=True)
+class CorruptionConfig:
+    kind: str = _field("texture", choices=("texture", "draem", "cutpaste", "riad"))
+    mask: str = _field("ellipses", choices=("ellipses", "perlin", "boxes"))
+    min_blobs: int = _field(1, at_least=1)
+    max_blobs: int = _field(4, at_least=1)
+    min_axis: float = _field(0.01, above=0.0, at_most=1.0)
+    max_axis: float = _field(0.25, above=0.0, at_most=1.0)
+    softness: float = _field(0.25, above=0.0, at_most=1.0)
+    distortion: float = _field(0.5, at_least=0.0, at_most=2.0)
+    min_opacity: float = _field(0.0, at_least=0.0, at_most=1.0)
+    max_opacity: float = _field(1.0, above=0.0, at_most=1.0)
+    clean: float = _field(0.1, at_least=0.0, at_most=1.0)
+    brightness: float = _field(0.2, at_least=0.0, at_most=1.0)
+    contrast: float = _field(0.3, at_least=0.0, at_most=1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    name: str = _field("unet", choices=("unet",))
+    widths: tuple[int, ...] = (64, 128, 256)
+    convolutions: int = _field(2, at_least=1)
+    bottleneck_layers: int = _field(2, at_least=0)
+    branch_width: int = _field(64, at_least=1)
+    rates: tuple[int, ...] = (1, 2, 4, 8)
+    kernel: int = _field(5, at_least=1)
+    norm: str = _field("group", choices=("group", "instance", "layer", "none"))
+    skip: str = _field("concatenate", choices=("concatenate", "convex", "none"))
+    dtype: str = _field("float32", choices=("float32", "bfloat16"))
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        for key, values in (("widths", self.widths), ("rates", self.rates)):
+            if not values or any(v < 1 for v in values):
+                raise BadInput(f"model.{key}: at least one positive integer, not {values}")
+        if self.kernel % 2 == 0:
+            raise BadInput(f"model.kernel: an odd size, not {self.kernel}")
+
+
+@dataclasses.dataclass(frozen=True)
+class JacobianConfig:
+    weight: float = _field(0.0, at_least=0.0)
+    form: str = _field("frobenius", choices=("frobenius", "squared"))
+    probes: int = _field(1, at_least=1)
+    distribution: str = _field("rademacher", choices=("rademacher", "gaussian"))
+    at: str = _field("corrupted", choices=("corrupted", "clean"))
+    normalize: bool = True
+    every: int = _field(1, at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class IdempotencyConfig:
+    weight: float = _field(0.0, at_least=0.0)
+    gradient: str = _field("both", choices=("both", "outer", "inner"))
+
+
+@dataclasses.dataclass(frozen=True)
+class IdentityConfig:
+    weight: float = _field(0.0, at_least=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    weight: float = _field(0.5, at_least=0.0, at_most=1.0)
+    noise: float = _field(0.0, at_least=0.0)
+    jacobian: JacobianConfig = JacobianConfig()
+    idempotency: IdempotencyConfig = IdempotencyConfig()
+    identity: IdentityConfig = IdentityConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    learning_rate: float = _field(1e-4, above=0.0)
+    schedule: str = _field("constant", choices=("constant", "cosine"))
+    warmup: int = _field(0, at_least=0)
+    clip: float = _field(0.0, at_least=0.0)
+    ema: float = _field(0.0, at_least=0.0, at_most=0.99999)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    seed: int = _field(0, at_least=0, at_most=2**31 - 1)
+    steps: int = _field(10_000, at_least=1)
+    batch_size: int = _field(8, at_least=1)
+    log_every: int = _field(50, at_least=1)
+    validate_every: int = _field(500, at_least=1)
+    checkpoint_every: int = _field(500, at_least=1)
+    panel_every: int = _field(1_000, at_least=1)
+    keep: int = _field(2, at_least=1)
+    validation_examples: int = _field(64, at_least=1)
+    tensorboard: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardingConfig:
+    wrapper: str = _field("jit", choices=("jit", "pmap"))
+    data: int = _field(-1, at_least=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    map: str = _field("ssim", choices=("mse", "ssim", "gms", "msgms"))
+    smoothing: str = _field("gaussian", choices=("gaussian", "mean", "none"))
+    smoothing_share: float = _field(1 / 12, above=0.0, at_most=1.0)
+    score: str = _field("sum", choices=("sum", "max", "topk"))
+    topk_share: float = _field(0.01, above=0.0, at_most=1.0)
+    false_positive_rate: float = _field(0.05, above=0.0, at_most=0.5)
+    iterations: int = _field(1, at_least=0)
+    solver: str = _field("picard", choices=("picard", "damped", "anderson"))
+    tolerance: float = _field(1e-3, above=0.0)
+    max_steps: int = _field(50, at_least=1)
+    native_size: bool = False
+    aupro_limit: float = _field(0.3, above=0.0, at_most=1.0)
+    bootstrap: int = _field(1_000, at_least=0)
+    batch_size: int = _field(16, at_least=1)
+    seed: int = _field(0, at_least=0, at_most=2**31 - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that one run depends on; immutable and hashable."""
+
+    data: DataConfig = DataConfig()
+    corruption: CorruptionConfig = CorruptionConfig()
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    sharding: ShardingConfig = ShardingConfig()
+    eval: EvalConfig = EvalConfig()
+
+    def __post_init__(self) -> None:
+        c = self.corruption
+        if c.min_blobs > c.max_blobs:
+            raise BadInput(f"corruption.min_blobs: {c.min_blobs} exceeds max_blobs {c.max_blobs}")
+        if c.min_axis > c.max_axis:
+            raise BadInput(f"corruption.min_axis: {c.min_axis} exceeds max_axis {c.max_axis}")
+        if c.min_opacity > c.max_opacity:
+            raise BadInput(
+                f"corruption.min_opacity: {c.min_opacity} exceeds max_opacity {c.max_opacity}"
+            )
+        if self.data.source == "folder" and not self.data.root:
+            raise BadInput("data.root: the folder source needs --config.data.root=DIR")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dictionaries, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits that name what a trained model depends on.
+
+        The sections `eval` and `train.{log,validate,checkpoint,panel}_every` and the like are
+        part of it too: one configuration, one hash.
+        """
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def from_config_dict(config: Mapping[str, Any]) -> Config:
+    """Checks a (nested) mapping and turns it into a `Config`.
+
+    Missing keys take the defaults of the dataclasses. An unknown key, a wrong type or an
+    impossible value raises `BadInput` with one line that begins with the key.
+    """
+    to_dict = getattr(config, "to_dict", None)
+    return _build(Config, to_dict() if to_dict else dict(config), prefix="")
+
+
+def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    kinds = typing.get_type_hints(cls)
+    arguments = {}
+    for name, value in values.items():
+        key = prefix + str(name)
+        if name not in fields:
+            near = difflib.get_close_matches(str(name), fields, n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+            raise BadInput(f"{key}: no such key{hint}")
+        kind = kinds[name]
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, Mapping):
+                raise BadInput(f"{key}: a section of keys, not {value!r}")
+            arguments[name] = _build(typing.cast(type, kind), value, key + ".")
+        else:
+            arguments[name] = _check_field(key, _convert(key, kind, value), fields[name].metadata)
+    return cls(**arguments)
+
+
+def _convert(key: str, kind: Any, value: Any) -> Any:
+    """`value` as `kind`; only lossless conversions (an integer for a float, a list for a tuple)."""
+    if isinstance(kind, types.GenericAlias):  # tuple[int, ...]
+        (item, _) = typing.get_args(kind)
+        if isinstance(value, list | tuple):
+            return tuple(_convert(key, item, v) for v in value)
+        raise BadInput(f"{key}: a tuple of {item.__name__}, not {value!r}")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind:
+        raise BadInput(f"{key}: expected {kind.__name__}, got {value!r}")
+    if kind is float and not math.isfinite(value):
+        raise BadInput(f"{key}: a finite number, not {value!r}")
+    return value
+
+
+def _check_field(key: str, value: Any, limits: Mapping[str, Any]) -> Any:
+    choices, at_least = limits.get("choices"), limits.get("at_least")
+    at_most, above = limits.get("at_most"), limits.get("above")
+    if choices is not None and value not in choices:
+        raise BadInput(f"{key}: one of {', '.join(choices)}, not {value!r}")
+    if at_least is not None and value < at_least:
+        raise BadInput(f"{key}: at least {at_least}, not {value}")
+    if above is not None and value <= above:
+        raise BadInput(f"{key}: above {above}, not {value}")
+    if at_most is not None and value > at_most:
+        raise BadInput(f"{key}: at most {at_most}, not {value}")
+    return value
