@@ -22,9 +22,9 @@ from data_pipelines.errors import BadInput
 def _field(
     default: Any,
     *,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    above: float | None = None,
+    at_least: int | float | None = None,
+    at_most: int | float | None = None,
+    above: int | float | None = None,
     choices: tuple[str, ...] | None = None,
 ) -> Any:
     """A dataclass field whose admissible values are checked by `_check_field`."""

@@ -1,0 +1,142 @@
+"""The U-Net with a bottleneck of stacked dilated convolutions: a pure function of its parameters.
+
+`UNet(config).apply(variables, x)` maps images (b, h, w, c) in [0, 1] to images of the same
+shape and range. There is no state beside the parameters (no batch statistics), so an image's
+output does not depend on its batch mates and f can be differentiated, iterated and vmapped.
+The layout is §4 of the paper ("a modified U-Net with dilated bottleneck convolutions"); where
+the paper is silent, the parent paper's stacked dilated convolutions (Bauer et al. 2024).
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from pae_jax.config import ModelConfig
+
+
+def _convolution(width: int, kernel: int, config: ModelConfig, *, rate: int = 1) -> nn.Conv:
+    return nn.Conv(
+        width,
+        (kernel, kernel),
+        kernel_dilation=rate,
+        dtype=jnp.dtype(config.dtype),
+        kernel_init=nn.initializers.he_normal(),
+    )
+
+
+def _normalise(x: Array, config: ModelConfig) -> Array:
+    channels = x.shape[-1]
+    groups = {"group": math.gcd(8, channels), "instance": channels, "layer": 1, "none": 0}
+    if not groups[config.norm]:
+        return x
+    return nn.GroupNorm(groups[config.norm], dtype=jnp.dtype(config.dtype))(x)
+
+
+class Stage(nn.Module):
+    """Convolution, norm and ReLU, `config.convolutions` times, at one resolution."""
+
+    width: int
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for _ in range(self.config.convolutions):
+            x = nn.relu(_normalise(_convolution(self.width, 3, self.config)(x), self.config))
+        return x
+
+
+class DilatedLayer(nn.Module):
+    """Parallel dilated branches, concatenated, mixed by a 1×1 convolution, plus the input."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        config = self.config
+        branches = [
+            _convolution(config.branch_width, config.kernel, config, rate=rate)(x)
+            for rate in config.rates
+        ]
+        y = nn.relu(_normalise(jnp.concatenate(branches, axis=-1), config))
+        return nn.relu(x + _normalise(_convolution(x.shape[-1], 1, config)(y), config))
+
+
+class Skip(nn.Module):
+    """Joins the decoder's features with the encoder's of the same resolution."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, decoded: Array, encoded: Array) -> Array:
+        if self.config.skip == "none":
+            return decoded
+        if self.config.skip == "concatenate":
+            return jnp.concatenate([decoded, encoded], axis=-1)
+        # The parent paper's convex combination: a learned share in (0, 1) for each channel.
+        decoded = _convolution(encoded.shape[-1], 1, self.config)(decoded)
+        logit = self.param("logit", nn.initializers.zeros, (encoded.shape[-1],))
+        share = nn.sigmoid(logit).astype(encoded.dtype)[None, None, None, :]
+        return share * encoded + (1 - share) * decoded
+
+
+def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
+    """The maximum over 2×2 blocks; h and w even."""
+    # A reshape, not a reduce_window: its gradient is elementwise, not a select-and-scatter.
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
+
+
+def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
+    """Nearest-neighbour upsampling by two."""
+    b, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
+    return x.reshape(b, 2 * h, 2 * w, c)
+
+
+def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int) -> Float[Array, "b hh ww c"]:
+    """Pads bottom and right by symmetric reflection until `multiple` divides h and w."""
+    pads = [(0, -size % multiple) for size in x.shape[1:3]]
+    return jnp.pad(x, [(0, 0), *pads, (0, 0)], mode="symmetric") if any(map(max, pads)) else x
+
+
+class UNet(nn.Module):
+    """f_θ: [0,1]^{h×w×c} → [0,1]^{h×w×c}; any h, w ≥ 1, padded and cropped where needed."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        config = self.config
+        # Rematerialisation trades a second forward pass of a block for its activations.
+        stage, dilated = (
+            nn.remat(block) if config.remat else block for block in (Stage, DilatedLayer)
+        )
+        _, height, width, channels = x.shape
+        y = pad_to_multiple(x, 2 ** len(config.widths)).astype(jnp.dtype(config.dtype))
+        # Centred input: the first convolution then starts from values of both signs.
+        y = 2 * y - 1
+
+        encoded = []
+        for i, stage_width in enumerate(config.widths):
+            y = stage(stage_width, config, name=f"encoder_{i}")(y)
+            encoded.append(y)
+            y = max_pool(y)
+
+        for i in range(config.bottleneck_layers):
+            y = dilated(config, name=f"bottleneck_{i}")(y)
+
+        for i, stage_width in reversed(list(enumerate(config.widths))):
+            y = Skip(config, name=f"skip_{i}")(upsample(y), encoded[i])
+            y = stage(stage_width, config, name=f"decoder_{i}")(y)
+
+        # The output leaves in float32: the loss and the iterates of f are not rounded.
+        y = _convolution(channels, 1, config)(y).astype(jnp.float32)
+        return nn.sigmoid(y)[:, :height, :width]
+
+
+def parameter_count(variables: object) -> int:
+    """The number of scalar parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(variables))

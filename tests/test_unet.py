@@ -1,0 +1,103 @@
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_pipelines.errors import BadInput
+from pae_jax.config import ModelConfig, from_config_dict
+from pae_jax.unet import UNet, max_pool, pad_to_multiple, parameter_count, upsample
+
+TINY = ModelConfig(widths=(4, 8), branch_width=4, rates=(1, 2), kernel=3, bottleneck_layers=1)
+
+
+def build(config, shape=(2, 16, 16, 3)):
+    x = jax.random.uniform(jax.random.key(1), shape)
+    net = UNet(config)
+    return net, net.init(jax.random.key(0), x), x
+
+
+@pytest.mark.parametrize("skip", ["concatenate", "convex", "none"])
+@pytest.mark.parametrize("norm", ["group", "none"])
+def test_shape_range_and_purity(skip, norm):
+    net, variables, x = build(dataclasses.replace(TINY, skip=skip, norm=norm))
+    assert set(variables) == {"params"}  # nothing but parameters
+    y = jax.jit(net.apply)(variables, x)
+    assert y.shape == x.shape and y.dtype == jnp.float32
+    assert 0 < float(y.min()) and float(y.max()) < 1
+    # Without skips the output still depends on the input, through the bottleneck.
+    assert float(jnp.abs(y - net.apply(variables, 1 - x)).max()) > 1e-4
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 30), (5, 4), (17, 16)])
+def test_any_size(size):
+    net, variables, _ = build(TINY)
+    x = jax.random.uniform(jax.random.key(2), (1, *size, 3))
+    y = jax.jit(net.apply)(variables, x)
+    assert y.shape == x.shape and bool(jnp.isfinite(y).all())
+
+
+def test_padding_is_symmetric_reflection():
+    x = jnp.arange(15.0).reshape(1, 3, 5, 1)
+    expected = np.pad(np.asarray(x), ((0, 0), (0, 1), (0, 3), (0, 0)), mode="symmetric")
+    np.testing.assert_array_equal(pad_to_multiple(x, 4), expected)
+    assert pad_to_multiple(x[:, :, :4], 1) is not None
+
+
+def test_pool_and_upsample_against_numpy():
+    x = np.asarray(jax.random.normal(jax.random.key(0), (2, 6, 4, 3)))
+    blocks = np.stack([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)])
+    np.testing.assert_array_equal(max_pool(jnp.asarray(x)), blocks.max(0))
+    np.testing.assert_array_equal(upsample(jnp.asarray(x)), x.repeat(2, axis=1).repeat(2, axis=2))
+
+
+def test_an_image_has_the_same_bits_whatever_its_mates():
+    net, variables, x = build(TINY, (4, 16, 16, 3))
+    f = jax.jit(net.apply)
+    others = jax.random.uniform(jax.random.key(5), x.shape).at[2].set(x[2])
+    np.testing.assert_array_equal(f(variables, x)[2], f(variables, others)[2])
+    np.testing.assert_allclose(f(variables, x)[2:3], f(variables, x[2:3]), atol=1e-6)
+
+
+def test_remat_changes_memory_not_values():
+    net, variables, x = build(TINY)
+    same = UNet(dataclasses.replace(TINY, remat=True))
+    assert jax.tree.structure(variables) == jax.tree.structure(same.init(jax.random.key(0), x))
+    loss = lambda n: jax.jit(jax.value_and_grad(lambda v: jnp.mean(n.apply(v, x) ** 2)))
+    value, gradient = loss(net)(variables)
+    value2, gradient2 = loss(same)(variables)
+    np.testing.assert_allclose(value, value2, rtol=1e-6)
+    chex.assert_trees_all_close(gradient, gradient2, rtol=1e-4, atol=1e-7)
+
+
+def test_bfloat16_computes_low_and_returns_float32():
+    net, variables, x = build(dataclasses.replace(TINY, dtype="bfloat16"))
+    exact = UNet(TINY).apply(variables, x)
+    y = net.apply(variables, x)
+    assert y.dtype == jnp.float32
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+    np.testing.assert_allclose(y, exact, atol=0.03)
+
+
+def test_dilation_widens_the_receptive_field():
+    wide = dataclasses.replace(TINY, norm="none", rates=(1, 4))
+    net, variables, x = build(wide, (1, 64, 64, 3))
+    touched = jax.grad(lambda z: net.apply(variables, z)[0, 32, 32].sum())(x)
+    near = UNet(dataclasses.replace(wide, rates=(1,)))
+    near_variables = near.init(jax.random.key(0), x)
+    touched_near = jax.grad(lambda z: near.apply(near_variables, z)[0, 32, 32].sum())(x)
+    extent = lambda g: int((jnp.abs(g).sum((0, 2, 3)) > 0).sum())
+    assert extent(touched) > extent(touched_near)
+
+
+def test_default_size_and_bad_values():
+    variables = jax.eval_shape(
+        UNet(ModelConfig()).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))
+    )
+    assert 4_000_000 < parameter_count(variables) < 8_000_000
+    with pytest.raises(BadInput, match=r"model\.kernel: an odd size, not 4"):
+        from_config_dict({"model": {"kernel": 4}})
+    with pytest.raises(BadInput, match=r"model\.widths"):
+        from_config_dict({"model": {"widths": ()}})
