@@ -1,0 +1,211 @@
+"""Fixed points of f by iteration (§3.2, appendix A.2, Theorem 2), every image on its own.
+
+Forward only: `jax.lax.while_loop` has no reverse-mode gradient.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from pae_jax.config import EvalConfig
+
+
+class FixedPoint(NamedTuple):
+    """Where the iteration of each image ended, and how.
+
+    value: x⁽ⁿ⁾, n = steps.
+    steps: applications of f that led to `value`, at most max_steps.
+    residual: ‖f(x⁽ⁿ⁻¹⁾) − x⁽ⁿ⁻¹⁾‖₂, the last residual that was seen.
+    converged: the residual met the tolerance.
+    trace: the residual at every step; after an image has stopped, its last one.
+    distance: ‖value − the plain iteration's value‖₂; 0 for the plain solver. Fixed points of a
+      projection are not isolated, so an accelerated solver may end at another one than fⁿ(x̂).
+    """
+
+    value: Float[Array, "b *image"]
+    steps: Int[Array, " b"]
+    residual: Float[Array, " b"]
+    converged: Bool[Array, " b"]
+    trace: Float[Array, "b steps"]
+    distance: Float[Array, " b"]
+
+
+def fixed_point(
+    f: Callable,
+    x: Float[Array, "b *image"],
+    *,
+    tolerance: float = 1e-3,
+    max_steps: int = 50,
+    solver: str = "picard",
+    absolute: float = 0.0,
+    damping: float = 0.5,
+    memory: int = 5,
+) -> FixedPoint:
+    """Iterates f from x until every image has met its own tolerance; max_steps at most.
+
+    An image stops as soon as ‖f(x⁽ⁿ⁾) − x⁽ⁿ⁾‖₂ ≤ absolute + tolerance·‖x⁽ⁿ⁾‖₂ and is then frozen,
+    so its result does not depend on its batch mates. An image whose residual is not finite stops
+    too, not converged, its value as it is; the others go on.
+
+    Args:
+      f: images → images, each image of a batch independent of the others.
+      x: (batch, …) starting points.
+      tolerance: relative to the norm of the iterate.
+      max_steps: the most applications of f, at least 1.
+      solver: "picard" is the plain iteration x⁽ⁿ⁺¹⁾ = f(x⁽ⁿ⁾) of Theorem 2. "damped" takes the
+        step (1−damping)·x + damping·f(x). "anderson" is Anderson acceleration (type II) over the
+        last `memory` steps. The last two also run the plain iteration, to report `distance`.
+      absolute: added to the relative tolerance; in the units of x.
+      damping: share of f(x) in a damped step, in (0, 1].
+      memory: differences that Anderson acceleration keeps, each of the size of x.
+    """
+    if max_steps < 1:
+        raise ValueError(f"max_steps: at least 1, not {max_steps}")
+    solvers = {"picard": _picard(), "damped": _damped(damping), "anderson": _anderson(memory)}
+    if solver not in solvers:
+        raise ValueError(f"solver: one of {', '.join(solvers)}, not {solver!r}")
+
+    def limit(x: Array) -> Array:
+        return absolute + tolerance * _norm(x)
+
+    def solve(name: str) -> FixedPoint:
+        return _solve(f, x, solvers[name], limit, max_steps)
+
+    result = solve(solver)
+    if solver == "picard":
+        return result
+    return result._replace(distance=_norm(result.value - solve("picard").value))
+
+
+def iterate(f: Callable, x: Float[Array, "b *image"], n: int) -> Float[Array, "b *image"]:
+    """fⁿ(x)."""
+    for _ in range(n):
+        x = f(x)
+    return x
+
+
+def project(
+    f: Callable, x: Float[Array, "b *image"], config: EvalConfig
+) -> Float[Array, "b *image"]:
+    """What x is compared with in the anomaly map: fⁿ(x), or for n = 0 the fixed point of f.
+
+    n is `config.iterations`; solver, tolerance and max_steps are the config's as well.
+    """
+    if config.iterations:
+        return iterate(f, x, config.iterations)
+    return fixed_point(
+        f, x, tolerance=config.tolerance, max_steps=config.max_steps, solver=config.solver
+    ).value
+
+
+class _Solver(NamedTuple):
+    """init(x) → memory; step(memory, x, fx, n) → (memory, next x). All arrays batch first."""
+
+    init: Callable[[Array], Any]
+    step: Callable[[Any, Array, Array, Array], tuple[Any, Array]]
+
+
+def _picard() -> _Solver:
+    return _Solver(lambda x: (), lambda memory, x, fx, n: (memory, fx))
+
+
+def _damped(damping: float) -> _Solver:
+    return _Solver(lambda x: (), lambda memory, x, fx, n: (memory, x + damping * (fx - x)))
+
+
+class _Differences(NamedTuple):
+    """The last f(x) and residual, and ring buffers of their differences."""
+
+    fx: Float[Array, " d"]
+    residual: Float[Array, " d"]
+    fx_steps: Float[Array, "m d"]
+    residual_steps: Float[Array, "m d"]
+
+
+def _anderson(memory: int) -> _Solver:
+    def init(x: Array) -> _Differences:
+        last = jnp.zeros_like(x.reshape(x.shape[0], -1))
+        ring = jnp.zeros((x.shape[0], memory, last.shape[1]), x.dtype)
+        return _Differences(last, last, ring, ring)
+
+    def step_one(past: _Differences, x: Array, fx: Array, n: Array) -> tuple[_Differences, Array]:
+        residual = fx - x
+        slot = (n - 1) % memory
+        past = _Differences(
+            fx,
+            residual,
+            # There is no difference yet at the first step; a zero row takes no part below.
+            past.fx_steps.at[slot].set(jnp.where(n > 0, fx - past.fx, 0)),
+            past.residual_steps.at[slot].set(jnp.where(n > 0, residual - past.residual, 0)),
+        )
+        gram = past.residual_steps @ past.residual_steps.T
+        # A ridge at rounding level: the differences become parallel near the fixed point.
+        scale = jnp.trace(gram)
+        ridge = jnp.where(scale > 0, jnp.finfo(x.dtype).eps * scale, 1)
+        gram = gram + ridge * jnp.eye(memory, dtype=x.dtype)
+        mix = jnp.linalg.solve(gram, past.residual_steps @ residual)
+        return past, fx - mix @ past.fx_steps
+
+    def step(past: _Differences, x: Array, fx: Array, n: Array) -> tuple[_Differences, Array]:
+        flat, flat_fx = x.reshape(x.shape[0], -1), fx.reshape(x.shape[0], -1)
+        past, following = jax.vmap(step_one, in_axes=(0, 0, 0, None))(past, flat, flat_fx, n)
+        return past, following.reshape(x.shape)
+
+    return _Solver(init, step)
+
+
+class _Loop(NamedTuple):
+    n: Int[Array, ""]
+    active: Bool[Array, " b"]
+    memory: Any
+    result: FixedPoint
+
+
+def _solve(
+    f: Callable, x: Array, solver: _Solver, limit: Callable[[Array], Array], max_steps: int
+) -> FixedPoint:
+    batch = x.shape[0]
+    nothing = jnp.zeros(batch, x.dtype)
+
+    def body(loop: _Loop) -> _Loop:
+        n, active, memory, past = loop
+        x, fx = past.value, f(past.value)
+        residual = _norm(fx - x)
+        memory, following = solver.step(memory, x, fx, n)
+        shape = (batch,) + (1,) * (x.ndim - 1)
+        residual = jnp.where(active, residual, past.residual)
+        converged = active & (residual <= limit(x))
+        now = FixedPoint(
+            value=jnp.where(active.reshape(shape), following, x),
+            steps=past.steps + active,
+            residual=residual,
+            converged=past.converged | converged,
+            trace=past.trace.at[:, n].set(residual),
+            distance=nothing,
+        )
+        return _Loop(n + 1, active & ~converged & jnp.isfinite(residual), memory, now)
+
+    start = FixedPoint(
+        value=x,
+        steps=jnp.zeros(batch, jnp.int32),
+        residual=nothing,
+        converged=jnp.zeros(batch, bool),
+        trace=jnp.zeros((batch, max_steps), x.dtype),
+        distance=nothing,
+    )
+    loop = jax.lax.while_loop(
+        lambda loop: (loop.n < max_steps) & jnp.any(loop.active),
+        body,
+        _Loop(jnp.int32(0), jnp.ones(batch, bool), solver.init(x), start),
+    )
+    # The loop ends with the slowest image of the batch; the trace must not show when.
+    seen = jnp.arange(max_steps)[None, :] < loop.result.steps[:, None]
+    trace = jnp.where(seen, loop.result.trace, loop.result.residual[:, None])
+    return loop.result._replace(trace=trace)
+
+
+def _norm(x: Float[Array, "b *image"]) -> Float[Array, " b"]:
+    return jnp.sqrt(jnp.sum(x.reshape(x.shape[0], -1) ** 2, axis=1))
