@@ -93,7 +93,8 @@ def decode_mask(data: bytes, origin: str, shape: tuple[int, int] | None) -> np.n
     mask = np.any(pixels.reshape(*pixels.shape[:2], -1), axis=-1)
     if shape is None or mask.shape == shape:
         return mask
-    resized = Image.fromarray(mask).resize(shape[::-1], Image.Resampling.NEAREST)
+    height, width = shape
+    resized = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
     return np.asarray(resized)
 
 
