@@ -1,0 +1,201 @@
+"""Texture images, from which the corruptions take their patterns (§2.1: DTD in the paper).
+
+Sources, by name:
+    builtin         photographs that scikit-image carries, in crops of several scales, and
+                    drawn patterns: nothing to download
+    tfds:DATA_DIR   the TFDS dataset `dtd`, prepared as array_record; all of its splits
+    DIR             every image in a folder tree, whatever its depth
+Images of the last two are resized by their short side and cropped to the central square.
+"""
+
+import functools
+import hashlib
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines import decode, patterns, tfds_source
+from data_pipelines.cache import cached, content_key, parallel
+from data_pipelines.errors import BadInput
+from data_pipelines.folder import image_files
+from data_pipelines.holdout import held_out
+
+# Files inside scikit-image's wheel; its other photographs would be downloaded.
+PHOTOGRAPHS = (
+    "astronaut.png",
+    "brick.png",
+    "camera.png",
+    "cell.png",
+    "chelsea.png",
+    "coffee.png",
+    "coins.png",
+    "grass.png",
+    "gravel.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "moon.png",
+    "motorcycle_left.png",
+    "page.png",
+    "retina.jpg",
+    "rocket.jpg",
+    "text.png",
+)
+PER_FAMILY = 12  # crops of each photograph, images of each drawn pattern
+_BUILTIN_VERSION = 1  # part of the cache key: raise it whenever the drawn images change
+
+
+class Textures(NamedTuple):
+    """Images to corrupt with.
+
+    Attributes:
+      train: uint8 (n, size, size, 3).
+      held_out: uint8 (m, size, size, 3), for the corruptions of validation: no image of
+        `train`, and of the built-in ones no other crop or drawing of the same family either.
+      fingerprint: 32 hex digits over the encoded images, the size and the division.
+    """
+
+    train: np.ndarray
+    held_out: np.ndarray
+    fingerprint: str
+
+
+class _Source(NamedTuple):
+    """Images not yet decoded.
+
+    Attributes:
+      families: for each image the name of what is held out as a whole.
+      digests: for each image, of all that it depends on.
+      row: (index, size) -> uint8 (size, size, 3).
+    """
+
+    families: list[str]
+    digests: list[str]
+    row: Callable[[int, int], np.ndarray]
+
+
+def open_textures(name: str, *, size: int, cache: str, seed: int, holdout: float = 0.1) -> Textures:
+    """Opens a texture source, decoded and resized once and cached.
+
+    Args:
+      name: "builtin", "tfds:DATA_DIR" or a folder.
+      size: height and width of the images handed out.
+      cache: folder of decoded arrays, or "" for `cache.default_cache()`.
+      seed: draws the held-out images.
+      holdout: their share; at least one image or family.
+
+    Raises:
+      BadInput: one line naming the folder or file at fault.
+    """
+    if name == "builtin":
+        source = _builtin()
+    elif name.startswith("tfds:"):
+        source = _dtd(name.removeprefix("tfds:"))
+    else:
+        source = _folder(name)
+    families = sorted(set(source.families))
+    if len(families) < 2:
+        raise BadInput(f"{name}: {len(families)} texture image, at least two needed")
+    chosen = held_out(families, "none", share=holdout, seed=seed)
+
+    shape = (len(source.families), size, size, 3)
+    key = content_key("textures", decode.VERSION, size, source.digests)
+    build = functools.partial(_build, shape, source.row)
+    images = cached(cache, key, [shape], build)
+    unseen = np.array([family in chosen for family in source.families])
+    return Textures(
+        train=images[~unseen],
+        held_out=images[unseen],
+        fingerprint=content_key(key, unseen.tolist()),
+    )
+
+
+def _build(shape: tuple[int, ...], row: Callable[[int, int], np.ndarray]):
+    return shape, lambda i: row(i, shape[1])
+
+
+def _folder(directory: str) -> _Source:
+    paths = image_files(Path(directory))
+    names = [path.relative_to(directory).as_posix() for path in paths]
+    return _encoded(names, [path.read_bytes for path in paths], [str(path) for path in paths])
+
+
+def _dtd(root: str) -> _Source:
+    command = (
+        "tfds build dtd --file_format=array_record --data_dir=DATA_DIR "
+        "(needs TensorFlow and the network; reading does not)"
+    )
+    directory = tfds_source.version_dir(root, "dtd", command)
+    records = tfds_source.records(directory, "all", ("image", "file_name"))
+    names = [record["file_name"].decode() for record in records]
+    reads = [functools.partial(_image_of, records, i) for i in range(len(names))]
+    return _encoded(names, reads, [f"{directory}/{name}" for name in names])
+
+
+def _image_of(records, index: int) -> bytes:
+    return records[index]["image"]
+
+
+def _encoded(names: list[str], reads: list[Callable[[], bytes]], origins: list[str]) -> _Source:
+    def data(i: int) -> bytes:
+        return decode.read_encoded(reads[i], origins[i])
+
+    def digest(i: int) -> str:
+        return hashlib.sha256(data(i)).hexdigest()
+
+    digests = list(parallel(digest, range(len(names)), "reading"))
+    return _Source(names, digests, lambda i, size: _square(data(i), origins[i], size))
+
+
+def _square(data: bytes, origin: str, size: int) -> np.ndarray:
+    """The central square of the image, resized so that its short side is `size`."""
+    height, width = decode.image_shape(data, origin)
+    short = min(height, width)
+    height, width = round(height * size / short), round(width * size / short)
+    image = decode.decode_image(data, origin, (height, width), 3)
+    top, left = (height - size) // 2, (width - size) // 2
+    return image[top : top + size, left : left + size]
+
+
+def _builtin() -> _Source:
+    photographs = [name for name in PHOTOGRAPHS if _photograph_path(name).is_file()]
+    families = [name for name in (*photographs, *patterns.FAMILIES) for _ in range(PER_FAMILY)]
+    content = {
+        name: hashlib.sha256(_photograph_path(name).read_bytes()).hexdigest()
+        for name in photographs
+    }
+    digests = [
+        content_key(_BUILTIN_VERSION, family, content.get(family), i % PER_FAMILY)
+        for i, family in enumerate(families)
+    ]
+
+    def row(i: int, size: int) -> np.ndarray:
+        draw = _crop if families[i] in content else patterns.draw
+        return draw(families[i], i % PER_FAMILY, size)
+
+    return _Source(families, digests, row)
+
+
+def _crop(name: str, index: int, size: int) -> np.ndarray:
+    """A random square of a photograph, its side between a quarter and the whole of the short."""
+    image = _photograph(name)
+    rng = np.random.default_rng([zlib.crc32(name.encode()), index])
+    side = min(image.size) * np.exp(rng.uniform(np.log(0.25), 0))
+    left, top = rng.uniform(0, 1, 2) * (np.array(image.size) - side)
+    box = (float(left), float(top), float(left + side), float(top + side))
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+@functools.lru_cache(maxsize=4)  # the crops of one follow each other
+def _photograph(name: str) -> Image.Image:
+    data = _photograph_path(name).read_bytes()
+    return Image.fromarray(decode.decode_image(data, name, decode.image_shape(data, name), 3))
+
+
+def _photograph_path(name: str) -> Path:
+    import skimage
+
+    return Path(skimage.__file__).parent / "data" / name

@@ -1,0 +1,95 @@
+"""Any one-class source as a TFDS dataset: the features and the loop of `mvtec_ad` and `visa`.
+
+Features of one example:
+  image: the official file, byte for byte.
+  mask: PNG, one channel, 0 = normal and 255 = anomalous, the size of the image; normal images
+    have one too, all 0, so that every example has the same structure.
+  label: 0 = "normal", 1 = "anomalous".
+  type: "good" or the type of the defect.
+  name: the file's path inside the split, for example "crack/003.png".
+Splits: train (normal images only) and test, in the order of the official files.
+
+Importing this module imports TFDS, which takes a second; nothing here needs TensorFlow.
+"""
+
+import abc
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from data_pipelines.decode import decode_mask, image_shape, read_encoded
+from data_pipelines.errors import BadInput
+from data_pipelines.items import GOOD, Item
+
+LABELS = ["normal", "anomalous"]
+
+
+class OneClassBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Writes the items of a category, which is the name of the builder's configuration."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    HOMEPAGE: str
+    CITATION: str
+
+    @abc.abstractmethod
+    def items(self, root: str, category: str) -> dict[str, list[Item]]:
+        """The items of "train" and "test" below the manual directory `root`."""
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=type(self).__doc__,
+            homepage=self.HOMEPAGE,
+            citation=self.CITATION,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(),
+                    "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+                    "label": tfds.features.ClassLabel(names=LABELS),
+                    "type": tfds.features.Text(),
+                    "name": tfds.features.Text(),
+                }
+            ),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):  # type: ignore[override]
+        root, category = dl_manager.manual_dir, str(self.builder_config_name)
+        if not Path(root, category).is_dir():
+            raise BadInput(f"{root}: no folder {category} in this manual directory")
+        # Listed before anything is written, so that a wrong directory costs nothing.
+        splits = self.items(str(root), category)
+        return {split: self._generate_examples(items) for split, items in splits.items()}
+
+    def _generate_examples(self, items: list[Item]) -> Iterator[tuple[str, dict[str, Any]]]:  # type: ignore[override]
+        for item in items:
+            image = read_encoded(item.image, item.origin)
+            yield (
+                item.name,
+                {
+                    "image": image,
+                    "mask": _mask(item, image_shape(image, item.origin)),
+                    "label": LABELS[item.type != GOOD],
+                    "type": item.type,
+                    "name": item.name,
+                },
+            )
+
+
+def _mask(item: Item, shape: tuple[int, int]) -> bytes:
+    if item.type == GOOD:
+        mask = np.zeros(shape, bool)
+    elif item.mask is None:
+        raise BadInput(f"{item.origin}: no mask")
+    else:
+        mask = decode_mask(read_encoded(item.mask, item.origin), item.origin, None)
+        if mask.shape != shape:
+            raise BadInput(f"{item.origin}: mask of {mask.shape}, image of {shape} pixels")
+    file = io.BytesIO()
+    Image.fromarray(255 * mask.astype(np.uint8)).save(file, "png")
+    return file.getvalue()

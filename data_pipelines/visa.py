@@ -1,0 +1,87 @@
+"""TFDS builder of VisA, from the extracted archive. Prepared by `data_pipelines.prepare`."""
+
+import csv
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from data_pipelines.errors import BadInput
+from data_pipelines.items import GOOD, Item
+from data_pipelines.tfds_builder import OneClassBuilder
+
+CATEGORIES = (
+    "candle",
+    "capsules",
+    "cashew",
+    "chewinggum",
+    "fryum",
+    "macaroni1",
+    "macaroni2",
+    "pcb1",
+    "pcb2",
+    "pcb3",
+    "pcb4",
+    "pipe_fryum",
+)
+SPLIT_FILE = "split_csv/1cls.csv"  # the standard one-class split
+COLUMNS = ("object", "split", "label", "image", "mask")
+_TYPES = {"normal": GOOD, "anomaly": "anomaly"}
+
+
+class Visa(OneClassBuilder):
+    """VisA: twelve objects, photographed in colour, with pixel masks; one type, "anomaly"."""
+
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in CATEGORIES]  # noqa: RUF012
+    MANUAL_DOWNLOAD_INSTRUCTIONS = """
+    Download the archive from the home page and extract it. The manual directory holds
+    CATEGORY/Data/Images/{Normal,Anomaly}, CATEGORY/Data/Masks/Anomaly and split_csv/1cls.csv.
+    """
+    HOMEPAGE = "https://github.com/amazon-science/spot-diff"
+    CITATION = """
+    @inproceedings{zou2022spot,
+      author = {Yang Zou and Jongheon Jeong and Latha Pemula and Dongqing Zhang and Onkar Dabeer},
+      title = {{SPot-the-Difference} Self-Supervised Pre-training for Anomaly Detection and
+               Segmentation},
+      booktitle = {European Conference on Computer Vision}, year = {2022}
+    }"""
+
+    def items(self, root: str, category: str) -> dict[str, list[Item]]:
+        splits = {"train": [], "test": []}
+        for number, row in _rows(Path(root, SPLIT_FILE)):
+            if row["object"] == category:
+                where = f"{Path(root, SPLIT_FILE)}, line {number}"
+                if row["split"] not in splits or row["label"] not in _TYPES:
+                    raise BadInput(f"{where}: split {row['split']!r}, label {row['label']!r}")
+                if row["split"] == "train" and row["label"] != "normal":
+                    raise BadInput(f"{where}: an anomaly in the training split")
+                splits[row["split"]].append(_item(Path(root), row))
+        for split, items in splits.items():
+            if not items:
+                raise BadInput(f"{Path(root, SPLIT_FILE)}: no {split} images of {category}")
+        return splits
+
+
+def _rows(path: Path):
+    """(line number, row) of the split file."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = set(COLUMNS) - set(reader.fieldnames or ())
+            if missing:
+                raise BadInput(f"{path}: no column {', '.join(sorted(missing))}")
+            for row in reader:
+                yield reader.line_num, row
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _item(root: Path, row: dict[str, str]) -> Item:
+    image = root / row["image"]
+    kind = _TYPES[row["label"]]
+    return Item(
+        name=f"{kind}/{image.name}",
+        image=image.read_bytes,
+        type=kind,
+        mask=(root / row["mask"]).read_bytes if row["mask"] else None,
+        origin=str(image),
+    )

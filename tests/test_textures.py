@@ -1,0 +1,202 @@
+"""Texture sources: what is held out is unseen, and nothing is decoded or drawn twice."""
+
+import io
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines import patterns, textures
+from data_pipelines.errors import BadInput
+
+SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def builtin(cache):
+    return textures.open_textures("builtin", size=SIZE, cache=cache, seed=0)
+
+
+def _png(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "png")
+    return file.getvalue()
+
+
+def _tree(root, count=10, side=SIZE):
+    """Grey, RGB and palette images of several shapes, one to three folders deep."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        path = root / ("", "striped", "zigzagged/rotated")[i % 3] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = rng.integers(0, 256, (side, side + 4 * i, 3), np.uint8)
+        image = Image.fromarray(values if i % 2 else values[..., 0])
+        (image.convert("P") if i == 3 else image).save(path)
+    return root
+
+
+def test_builtin_is_large_and_varied(builtin):
+    both = np.concatenate([builtin.train, builtin.held_out])
+    assert both.dtype == np.uint8 and both.shape[1:] == (SIZE, SIZE, 3) and len(both) >= 200
+    grey = (both == both[..., :1]).all((1, 2, 3))
+    assert 0.25 < grey.mean() < 0.75
+    assert len({image.tobytes() for image in both}) > 0.99 * len(both)
+    assert 0.05 < len(builtin.held_out) / len(both) < 0.2
+    assert all(textures._photograph_path(name).is_file() for name in textures.PHOTOGRAPHS)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_builtin_holds_out_whole_families(seed, cache):
+    found = textures.open_textures("builtin", size=SIZE, cache=cache, seed=seed)
+    held = found.held_out.reshape(-1, textures.PER_FAMILY, SIZE, SIZE, 3)
+    seen = {image.tobytes() for image in found.train}
+    source = textures._builtin()
+    every = np.stack([source.row(i, SIZE) for i in range(len(source.families))])
+    every = every.reshape(-1, textures.PER_FAMILY, SIZE, SIZE, 3)
+    whole = [any(np.array_equal(group, h) for h in held) for group in every]
+    assert sum(whole) == len(held) >= 1
+    assert not any(image.tobytes() in seen for group in held for image in group)
+
+
+def test_builtin_is_drawn_once_and_divided_by_seed(builtin, cache, monkeypatch):
+    def fail(*_):
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr(patterns, "draw", fail)
+    monkeypatch.setattr(textures, "_crop", fail)
+    again = textures.open_textures("builtin", size=SIZE, cache=cache, seed=0)
+    np.testing.assert_array_equal(again.train, builtin.train)
+    np.testing.assert_array_equal(again.held_out, builtin.held_out)
+    assert again.fingerprint == builtin.fingerprint
+    other = textures.open_textures("builtin", size=SIZE, cache=cache, seed=1)
+    assert other.fingerprint != builtin.fingerprint
+    assert not np.array_equal(other.held_out, builtin.held_out)
+
+
+@pytest.mark.parametrize("family", patterns.FAMILIES)
+def test_patterns_fill_the_range_and_differ(family):
+    images = [patterns.draw(family, i, 32) for i in range(4)]
+    for i, image in enumerate(images):
+        assert image.shape == (32, 32, 3) and image.dtype == np.uint8
+        assert image.std() > 10
+        np.testing.assert_array_equal(image, patterns.draw(family, i, 32))
+        assert (image == image[..., :1]).all() == (i % 2 == 1)
+    assert len({image.tobytes() for image in images}) == 4
+
+
+def test_folder_of_any_depth_is_cropped_to_its_centre(tmp_path):
+    root = _tree(tmp_path / "dtd")
+    found = textures.open_textures(str(root), size=SIZE, cache=str(tmp_path / "c"), seed=0)
+    assert found.train.shape == (9, SIZE, SIZE, 3) and found.held_out.shape == (1, SIZE, SIZE, 3)
+    # The short side has the right size already, so the crop is a plain slice.
+    expected = set()
+    for path in root.rglob("*.png"):
+        pixels = np.asarray(Image.open(path).convert("RGB"))
+        left = (pixels.shape[1] - SIZE) // 2
+        expected.add(pixels[:, left : left + SIZE].tobytes())
+    assert {image.tobytes() for image in [*found.train, *found.held_out]} == expected
+
+
+def test_folder_resizes_by_the_short_side(tmp_path):
+    # Columns 30–59 white: a square crop of the middle third is white throughout.
+    wide = np.zeros((30, 90), np.uint8)
+    wide[:, 30:60] = 255
+    for i in range(2):
+        (tmp_path / f"{i}.png").write_bytes(_png(wide if i else wide.T.copy()))
+    found = textures.open_textures(str(tmp_path), size=10, cache=str(tmp_path / "c"), seed=0)
+    for image in (found.train[0], found.held_out[0]):
+        assert (image[1:-1, 1:-1] == 255).all() and image.min() > 200
+
+
+def test_folder_follows_its_content_and_its_seed(tmp_path):
+    root, cache = _tree(tmp_path / "t"), str(tmp_path / "c")
+
+    def fingerprint(**changes):
+        options = {"size": SIZE, "cache": cache, "seed": 0} | changes
+        return textures.open_textures(str(root), **options).fingerprint
+
+    first = fingerprint()
+    assert fingerprint() == first
+    assert len({fingerprint(seed=s) for s in range(8)}) > 2
+    assert fingerprint(size=SIZE + 1) != first
+    (root / "0.png").write_bytes(_png(np.full((SIZE, SIZE), 7, np.uint8)))
+    assert fingerprint() != first
+
+
+def test_bad_folders_are_named(tmp_path):
+    def error(path):
+        with pytest.raises(BadInput) as caught:
+            textures.open_textures(str(path), size=SIZE, cache=str(tmp_path / "c"), seed=0)
+        return str(caught.value)
+
+    assert "missing" in error(tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    assert "empty" in error(tmp_path / "empty")
+    alone = _tree(tmp_path / "alone", count=1)
+    assert "alone" in error(alone) and "two" in error(alone)
+    broken = _tree(tmp_path / "broken")
+    (broken / "notes.png").write_text("not an image")
+    assert "notes.png" in error(broken)
+
+
+def test_dtd_is_read_from_tfds_without_tensorflow(tmp_path):
+    import tensorflow_datasets as tfds
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, SIZE, SIZE, 3), np.uint8)
+
+    class Dtd(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("3.0.1")
+
+        def _info(self):
+            features = {
+                "file_name": tfds.features.Text(),
+                "image": tfds.features.Image(),
+                "label": tfds.features.ClassLabel(num_classes=2),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            splits = {"train": (0, 1), "validation": (2, 3), "test": (4, 5)}
+            return {name: self._generate_examples(i) for name, i in splits.items()}
+
+        def _generate_examples(self, indices):
+            for i in indices:
+                name = f"banded/{i}.png"
+                yield name, {"file_name": name, "image": _png(images[i]), "label": 0}
+
+    def open_dtd(data_dir):
+        return textures.open_textures(
+            f"tfds:{data_dir}", size=SIZE, cache=str(tmp_path / "c"), seed=0
+        )
+
+    with pytest.raises(BadInput, match="tfds build dtd"):
+        open_dtd(tmp_path)
+    Dtd(data_dir=tmp_path).download_and_prepare(file_format="array_record")
+    found = open_dtd(tmp_path)
+    assert len(found.held_out) == 1
+    read = {image.tobytes() for image in [*found.train, *found.held_out]}
+    assert read == {image.tobytes() for image in images}
+
+    assert "tensorflow" not in sys.modules
+
+    moved = shutil.copytree(tmp_path / "dtd", tmp_path / "other" / "dtd")
+    info = moved / "3.0.1" / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(BadInput, match=r"as tfrecord.*array_record"):
+        open_dtd(tmp_path / "other")
+
+
+def test_tfds_is_imported_late():
+    code = "import sys, data_pipelines.textures; sys.exit('tensorflow_datasets' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
