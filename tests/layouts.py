@@ -1,0 +1,39 @@
+"""Small image folders for the tests."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def encode(pixels: np.ndarray, suffix: str = ".png") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, Image.registered_extensions()[suffix])
+    return buffer.getvalue()
+
+
+def write(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode(pixels, path.suffix.lower()))
+
+
+def category(root: Path, *, train: int = 6, colour: bool = False, seed: int = 0) -> Path:
+    """A category in MVTec layout: 24×20 images, two defect types with a mask each."""
+    rng = np.random.default_rng(seed)
+    size = (20, 24, 3) if colour else (20, 24)
+
+    def image() -> np.ndarray:
+        return rng.integers(0, 256, size, dtype=np.uint8)
+
+    for i in range(train):
+        write(root / f"train/good/{i:03d}.png", image())
+    for i in range(3):
+        write(root / f"test/good/{i:03d}.png", image())
+    for kind in ("crack", "dent"):
+        for i in range(2):
+            write(root / f"test/{kind}/{i:03d}.png", image())
+            mask = np.zeros((20, 24), np.uint8)
+            mask[4 : 8 + i, 6:12] = 1 + 200 * i
+            write(root / f"ground_truth/{kind}/{i:03d}_mask.png", mask)
+    return root

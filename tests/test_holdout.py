@@ -1,0 +1,81 @@
+"""Groups of training images, and the draw of those that are held out."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipelines.errors import BadInput
+from data_pipelines.holdout import groups, held_out
+
+
+def test_none_and_auto_take_each_image_by_itself():
+    names = ["good/b.png", "good/a.png", "good/007.png"]
+    expected = [["good/007.png"], ["good/a.png"], ["good/b.png"]]
+    assert groups(names, "none") == groups(names, "auto") == expected
+
+
+def test_a_jump_of_the_number_begins_a_group():
+    names = [f"good/num{n:06d}_exp{i % 6}.jpg" for i, n in enumerate([100, 250, 400, 551, 90])]
+    expected = [
+        ["good/num000090_exp4.jpg", *names[:3]],  # jumps of 10, 150 and 150
+        [names[3]],  # 151
+    ]
+    assert groups(names, "auto") == groups(names, "number:150") == expected
+
+
+def test_numbers_are_compared_as_numbers():
+    assert groups(["a/9.png", "b/10.png", "a/100.png"], "number:5") == [
+        ["a/9.png", "b/10.png"],
+        ["a/100.png"],
+    ]
+
+
+def test_blocks():
+    names = [f"{i}" for i in range(5)]
+    assert groups(names, "blocks:2") == [["0", "1", "2"], ["3", "4"]]
+    assert groups(names, "blocks:9") == [[n] for n in names]
+
+
+@pytest.mark.parametrize("rule", ["", "scene", "number", "number:x", "blocks:0", "blocks:-1"])
+def test_unknown_rule(rule):
+    with pytest.raises(BadInput, match=r"^data\.groups: "):
+        groups(["1", "2"], rule)
+
+
+def test_name_without_number():
+    with pytest.raises(BadInput, match=r"^data\.groups: no number in the file name good/x\.png$"):
+        groups(["good/1.png", "good/x.png"], "number:1")
+
+
+@given(n=st.integers(2, 60), blocks=st.integers(2, 60), seed=st.integers(0, 2**31 - 1))
+@settings(deadline=None, max_examples=50)
+def test_whole_groups_just_enough_and_never_all(n, blocks, seed):
+    names = [f"{i:02d}" for i in range(n)]
+    rule, share = f"blocks:{blocks}", 0.25
+    chosen = held_out(names, rule, share=share, seed=seed)
+    inside = [set(g) for g in groups(names, rule) if set(g) & chosen]
+    assert set().union(*inside) == chosen
+    assert 0 < len(chosen) < n
+    assert chosen == held_out(names[::-1], rule, share=share, seed=seed)
+    enough = len(chosen) >= share * n
+    assert enough or len(inside) == len(groups(names, rule)) - 1
+    # Without one group, it would have been too little.
+    assert any(len(chosen - group) < share * n for group in inside)
+
+
+def test_five_percent_of_single_images():
+    names = [f"{i:03d}" for i in range(100)]
+    draws = [frozenset(held_out(names, "none", share=0.05, seed=s)) for s in range(20)]
+    assert {len(d) for d in draws} == {5}
+    assert len(set(draws)) == 20
+
+
+def test_the_draw_is_pinned():
+    # The same on every machine and for good: a resumed run must find its images again.
+    names = [f"{i:03d}" for i in range(40)]
+    assert sorted(held_out(names, "none", share=0.1, seed=7)) == ["019", "020", "027", "036"]
+
+
+def test_one_group_cannot_be_held_out():
+    with pytest.raises(BadInput, match=r"^data\.groups: .* all 3 training images are one group"):
+        held_out(["1", "2", "3"], "number:5", share=0.05, seed=0)
