@@ -64,7 +64,7 @@ def held_out(names: Sequence[str], rule: str, *, share: float, seed: int) -> set
     chosen: set[str] = set()
     for group in sorted(found, key=draw)[:-1]:
         chosen.update(group)
-        if len(chosen) >= share * len(names):
+        if len(chosen) / len(names) >= share:  # a product would round up: 0.07 * 100 > 7
             break
     return chosen
 

@@ -99,6 +99,7 @@ def spec_path(spec, name):
 
 def test_decoded_once(spec, monkeypatch):
     first, first_test = training(spec), open_test(spec, channels=1)
+    training(spec._replace(shape=(8, 12)))  # lies beside, does not replace
     monkeypatch.setattr(decode, "decode_image", None)
     monkeypatch.setattr(decode, "decode_mask", None)
     monkeypatch.setattr(decode, "is_grey", None)

@@ -68,6 +68,13 @@ def test_five_percent_of_single_images():
     draws = [frozenset(held_out(names, "none", share=0.05, seed=s)) for s in range(20)]
     assert {len(d) for d in draws} == {5}
     assert len(set(draws)) == 20
+    assert len(held_out(names, "none", share=0.07, seed=0)) == 7  # 0.07 * 100 > 7 in floats
+
+
+def test_one_group_is_always_left_to_train_on():
+    names = [f"{i}" for i in (1, 101, 102, 103, 104)]
+    draws = {frozenset(held_out(names, "number:50", share=0.9, seed=s)) for s in range(20)}
+    assert draws == {frozenset(names[:1]), frozenset(names[1:])}
 
 
 def test_the_draw_is_pinned():
