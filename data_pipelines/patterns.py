@@ -90,7 +90,12 @@ def _leaves(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarra
     for _ in range(300):
         cy, cx = rng.uniform(-0.1, 1.1, 2)
         radius = min(0.02 * rng.random() ** -0.6, 0.25)
-        colours[(y - cy) ** 2 + (x - cx) ** 2 < radius**2] = rng.random(3)
+        rows, columns = (
+            slice(*np.searchsorted(axis, (c - radius, c + radius)))
+            for axis, c in ((y[:, 0], cy), (x[0], cx))
+        )
+        inside = (y[rows, columns] - cy) ** 2 + (x[rows, columns] - cx) ** 2 < radius**2
+        colours[rows, columns][inside] = rng.random(3)
     return colours
 
 

@@ -82,14 +82,16 @@ class OneClassBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def _mask(item: Item, shape: tuple[int, int]) -> bytes:
+    origin = f"mask of {item.origin}"
     if item.type == GOOD:
         mask = np.zeros(shape, bool)
     elif item.mask is None:
-        raise BadInput(f"{item.origin}: no mask")
+        raise BadInput(f"{origin}: missing")
     else:
-        mask = decode_mask(read_encoded(item.mask, item.origin), item.origin, None)
+        mask = decode_mask(read_encoded(item.mask, origin), origin, None)
         if mask.shape != shape:
-            raise BadInput(f"{item.origin}: mask of {mask.shape}, image of {shape} pixels")
+            sizes = [f"{width}×{height} pixels" for height, width in (mask.shape, shape)]
+            raise BadInput(f"{origin}: {sizes[0]}, its image is {sizes[1]}")
     file = io.BytesIO()
     Image.fromarray(255 * mask.astype(np.uint8)).save(file, "png")
     return file.getvalue()
