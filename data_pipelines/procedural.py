@@ -163,9 +163,7 @@ def _item(category: str, split: str, type_: str, index: int) -> Item:
     )
 
 
-@functools.lru_cache(
-    maxsize=1024
-)  # files of 35 kB, each read twice or more
+@functools.lru_cache(maxsize=1024)  # files of 35 kB, each read twice or more
 def _png(category: str, split: str, type_: str, index: int, *, mask: bool) -> bytes:
     from PIL import Image
 
