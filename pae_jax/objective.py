@@ -27,7 +27,7 @@ class Objective(NamedTuple):
 def objective(
     f: Callable,
     batch: CorruptedBatch,
-    key: Key[Array, ""],
+    key: Key[Array, "*keys"],
     config: ObjectiveConfig,
     step: int | Int[Array, ""],
 ) -> Objective:
@@ -44,7 +44,8 @@ def objective(
     Args:
       f: images → images, a closure over its parameters.
       batch: x̂, x (batch, h, w, c) and M (batch, h, w, 1).
-      key: of the noise and the probes; one stream per image, independent of the batch size.
+      key: of the noise and the probes: one, from which every image's is derived whatever the
+        batch size, or one per image (batch,).
       config: λ, σ and the penalties with their weights.
       step: the training step, which may be traced; penalties may act at some steps only.
 
@@ -52,20 +53,19 @@ def objective(
       `terms` holds "reconstruction" (eq. 1) and each penalty of non-zero weight by its name;
       loss = reconstruction + Σ weight·penalty.
     """
-    noise_key, penalty_key = jax.random.split(key)
     corrupted, clean, mask = batch
     target = clean
     if config.noise:
         draw = jax.vmap(lambda k: jax.random.normal(k, clean.shape[1:], clean.dtype))
-        noise = config.noise * draw(rng.per_example(noise_key, clean.shape[0]))
+        noise = config.noise * draw(rng.per_example(rng.stream(key, "noise"), clean.shape[0]))
         corrupted, target = corrupted + noise, clean + noise
 
     evaluations = _Evaluations(f, {"corrupted": corrupted, "clean": clean})
     terms = {}
-    for i, (name, penalty) in enumerate(_PENALTIES.items()):
+    for name, penalty in _PENALTIES.items():
         section = getattr(config, name)
         if section.weight:
-            terms[name] = penalty(evaluations, jax.random.fold_in(penalty_key, i), section, step)
+            terms[name] = penalty(evaluations, rng.stream(key, name), section, step)
     reconstruction = evaluations("corrupted")
     loss = reconstruction_loss(reconstruction, target, mask, weight=config.weight)
     loss_and_penalties = sum((getattr(config, k).weight * v for k, v in terms.items()), start=loss)
@@ -77,7 +77,7 @@ def reconstruction_loss(
     target: Float[Array, "b h w c"],
     mask: Float[Array, "b h w 1"],
     *,
-    weight: float = 0.5,
+    weight: float | Float[Array, ""] = 0.5,
 ) -> Float[Array, " b"]:
     """Eq. 1 per image: (1−λ)/‖1−M‖₁·‖(1−M)⊙(f(x̂)−x)‖² + λ/‖M‖₁·‖M⊙(f(x̂)−x)‖².
 
@@ -137,7 +137,7 @@ def _penalty(name: str) -> Callable[[Callable], Callable]:
 @_penalty("jacobian")
 def _jacobian(
     evaluations: _Evaluations,
-    key: Key[Array, ""],
+    key: Key[Array, "*keys"],
     config: JacobianConfig,
     step: int | Int[Array, ""],
 ) -> Float[Array, " b"]:
@@ -159,7 +159,7 @@ def _jacobian(
 @_penalty("idempotency")
 def _idempotency(
     evaluations: _Evaluations,
-    key: Key[Array, ""],
+    key: Key[Array, "*keys"],
     config: IdempotencyConfig,
     step: int | Int[Array, ""],
 ) -> Float[Array, " b"]:
@@ -172,7 +172,7 @@ def _idempotency(
 @_penalty("identity")
 def _identity(
     evaluations: _Evaluations,
-    key: Key[Array, ""],
+    key: Key[Array, "*keys"],
     config: IdentityConfig,
     step: int | Int[Array, ""],
 ) -> Float[Array, " b"]:

@@ -29,7 +29,7 @@ _DISTRIBUTIONS = {"rademacher": jax.random.rademacher, "gaussian": jax.random.no
 def jacobian_identity(
     f: Callable,
     x: Float[Array, "b *image"],
-    key: Key[Array, ""],
+    key: Key[Array, "*keys"],
     *,
     probes: int = 1,
     form: str = "frobenius",
@@ -46,7 +46,8 @@ def jacobian_identity(
     Args:
       f: images → images; smooth almost everywhere.
       x: (batch, …) images.
-      key: probes are drawn per image from it, independent of the batch size.
+      key: one, from which each image's probes are drawn whatever the batch size, or one per
+        image (batch,).
       probes: the number of probes. One is a plain `jax.jvp`; several share one linearisation.
       form: "squared" returns the mean of ‖(J−I)v‖² over the probes, an unbiased estimate of
         ‖J−I‖²_F; "frobenius" returns its root, the paper's unsquared norm, which for few probes
