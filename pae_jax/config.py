@@ -6,16 +6,21 @@ its default in `configs/default.py`; here stand the types and the admissible val
 error is one line that begins with the dotted key.
 """
 
+import ast
+import copy
 import dataclasses
 import difflib
 import hashlib
 import json
 import math
+import runpy
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from data_pipelines.dataset import DatasetSpec
 from data_pipelines.errors import BadInput
 
 
@@ -47,6 +52,13 @@ class DataConfig:
     augmentation: str = "none"
     cache: str = ""
     workers: int = _field(4, at_least=1)
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """What the data pipelines need to know of the dataset."""
+        return DatasetSpec(
+            self.source, self.root, self.category, self.shape, self.groups, self.cache
+        )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -210,11 +222,7 @@ class Config:
 
     @property
     def hash(self) -> str:
-        """Twelve hex digits that name what a trained model depends on.
-
-        The sections `eval` and `train.{log,validate,checkpoint,panel}_every` and the like are
-        part of it too: one configuration, one hash.
-        """
+        """Twelve hex digits that name this configuration; any other key or value, another name."""
         text = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -236,9 +244,7 @@ def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
     for name, value in values.items():
         key = prefix + str(name)
         if name not in fields:
-            near = difflib.get_close_matches(str(name), fields, n=1)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
-            raise BadInput(f"{key}: no such key{hint}")
+            raise BadInput(f"{key}: no such key{_hint(str(name), fields, key)}")
         kind = kinds[name]
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, Mapping):
@@ -277,3 +283,62 @@ def _check_field(key: str, value: Any, limits: Mapping[str, Any]) -> Any:
     if at_most is not None and value > at_most:
         raise BadInput(f"{key}: at most {at_most}, not {value}")
     return value
+
+
+def load(config_file: str, overrides: Sequence[str] = ()) -> Config:
+    """Reads `configs/X.py[:arg]` and applies `--config.key=value` overrides.
+
+    Args:
+      config_file: the path of a file with `get_config(arg=None)`, and after a colon its argument.
+      overrides: command-line words, each `--config.key=value`.
+
+    Raises:
+      BadInput: with one line that names the file or the key.
+    """
+    path, _, argument = config_file.partition(":")
+    if not Path(path).is_file():
+        raise BadInput(f"{path}: no such config file")
+    try:
+        config = runpy.run_path(path)["get_config"](argument or None)
+    except BadInput:
+        raise
+    except KeyError:
+        raise BadInput(f"{path}: defines no get_config") from None
+    except (SyntaxError, ImportError, OSError) as error:
+        raise BadInput(f"{path}: cannot be read ({error})") from None
+    return from_config_dict(override(config.to_dict(), overrides))
+
+
+def override(values: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """A copy of nested `values` with each word `--config.key=value` applied.
+
+    A value is a Python literal, except that strings need no quotes and true and false may be
+    written small. Types and limits are checked later, by `from_config_dict`.
+    """
+    values = copy.deepcopy(values)
+    for word in words:
+        key, equals, text = word.removeprefix("--config.").partition("=")
+        if not word.startswith("--config.") or not equals:
+            raise BadInput(f"{word}: expected --config.key=value")
+        *sections, name = key.split(".")
+        section: Any = values
+        for part in sections:
+            section = section.get(part) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or name not in section:
+            raise BadInput(f"{key}: no such key{_hint(name, section, key)}")
+        if isinstance(section[name], dict):
+            raise BadInput(f"{key}: is a section; set one of {', '.join(section[name])}")
+        section[name] = text if isinstance(section[name], str) else _literal(text)
+    return values
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (ValueError, SyntaxError):
+        return text  # no literal: the type check will name the key
+
+
+def _hint(name: str, section: Any, key: str) -> str:
+    near = difflib.get_close_matches(name, section or (), n=1)
+    return f"; did you mean {key.removesuffix(name)}{near[0]}?" if near else ""

@@ -1,4 +1,4 @@
-"""Named random streams, folded by step.
+"""Named random streams, folded by step and example.
 
 Every random number of a run is a pure function of (seed, stream name, step, example): the
 same bits on one machine whatever was interrupted, and on any number of devices.
@@ -7,22 +7,32 @@ same bits on one machine whatever was interrupted, and on any number of devices.
 import zlib
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 
-def stream(seed: int | Array, name: str, step: int | Array = 0) -> Array:
+def stream(key: Array, name: str, step: int | Array = 0) -> Array:
     """The key of the stream `name` at `step`.
 
     Args:
-      seed: the run's seed, a non-negative integer below 2**31; may be traced.
+      key: the run's root key, `jax.random.key(seed)`, or keys (batch,), one per example.
       name: the purpose, for example "corruption"; distinct names give independent streams.
       step: the training step, or any other counter; may be traced.
     """
+    if key.ndim:
+        return jax.vmap(lambda one: stream(one, name, step))(key)
     # zlib.crc32, since hash(str) differs between processes.
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
-    return jax.random.fold_in(key, step)
+    return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), step)
 
 
-def per_example(key: Array, batch: int) -> Array:
-    """(batch,) keys; the i-th depends on `key` and i alone, not on the batch size."""
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jax.numpy.arange(batch))
+def per_example(key: Array, batch: int, *, first: int | Array = 0) -> Array:
+    """(batch,) keys; example i's depends on `key` and `first + i` alone, not on the batch size.
+
+    Keys that are per example already, shape (batch,), pass through: a caller that holds a part
+    of a batch derives them once with `first`, its offset, and hands them down.
+    """
+    if key.ndim:
+        if key.shape != (batch,):
+            raise ValueError(f"{key.shape} keys for a batch of {batch}")
+        return key
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(batch))

@@ -1,5 +1,10 @@
 """One regime for all tests: shapes checked, rank promotion an error, eight CPU devices."""
 
+import os
+
+# Compiling is most of the tests' time, and LLVM's optimisations are most of compiling.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1"
+
 import jax
 import pytest
 from jaxtyping import install_import_hook

@@ -1,0 +1,123 @@
+"""Every key with its default. Variants import this file and change what they must.
+
+On the command line: --config=configs/default.py --config.train.steps=500
+"""
+
+import ml_collections
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The defaults; takes no argument."""
+    if arg:
+        raise ValueError(f"configs/default.py takes no argument, not {arg!r}")
+    config = ml_collections.ConfigDict()
+
+    # ---- data: one model for each category (§4 of the paper) ----
+    config.data = data = ConfigDict()
+    data.source = "procedural"  # procedural | folder (MVTec layout) | elpv | tfds
+    data.root = ""  # folder: the category's folder; tfds: the data_dir
+    data.category = ""  # folder: a subfolder; tfds: "mvtec_ad/screw"; procedural: a pattern
+    data.size = 256  # images are resized to size × size …
+    data.width = 0  # … or, where this is positive, to size × width (height × width)
+    data.crop = 0  # train on random crops of this side; 0: on whole images
+    data.textures = "builtin"  # corruption patterns: builtin | a folder | "tfds:DATA_DIR" (dtd)
+    data.texture_size = 256  # they are stored at this side, and cropped from it
+    data.holdout = 0.05  # share of the training images kept for validation (§4)
+    data.groups = "auto"  # what is held out together: auto | none | number:GAP | blocks:N
+    data.augmentation = "none"  # policies joined by "+", for example flips+rotation
+    data.cache = ""  # decoded images; "": $PAE_CACHE or ~/.cache/pae_jax
+    data.workers = 4  # reading threads
+
+    # ---- corruption: x̂ = M⊙y + (1−M)⊙x (eq. 13) ----
+    config.corruption = corruption = ConfigDict()
+    corruption.kind = "texture"  # texture (the paper's) | draem | cutpaste | riad
+    corruption.mask = "ellipses"  # ellipses | perlin | boxes
+    corruption.min_blobs = 1
+    corruption.max_blobs = 4
+    corruption.min_axis = 0.01  # half-axes, as shares of the side, log-uniform
+    corruption.max_axis = 0.25
+    corruption.softness = 0.25  # width of a blob's soft edge, as a share of its radius
+    corruption.distortion = 0.5  # elastic distortion of the blobs
+    corruption.min_opacity = 0.0  # α ~ U(min, max]: mass near zero is what Theorem 2 needs
+    corruption.max_opacity = 1.0
+    corruption.clean = 0.1  # share of samples left uncorrupted
+    corruption.brightness = 0.2  # of the texture: shift of at most ± this
+    corruption.contrast = 0.3  # of the texture: factor in 1 ± this
+
+    # ---- model: a U-Net with a bottleneck of stacked dilated convolutions (§4) ----
+    config.model = model = ConfigDict()
+    model.name = "unet"
+    model.widths = (64, 128, 256)  # channels of a stage; one 2×2 pooling after each
+    model.convolutions = 2  # 3×3 convolutions of a stage
+    model.bottleneck_layers = 2
+    model.branch_width = 64  # channels of one dilated branch
+    model.rates = (1, 2, 4, 8)  # dilations of the branches; at 512²: (1, 2, 4, 8, 16, 32)
+    model.kernel = 5  # of the dilated convolutions; 5 at 256² (objects), 3 at 512² (textures)
+    model.norm = "group"  # group | instance | layer | none
+    model.skip = "concatenate"  # concatenate | convex (the parent paper's) | none
+    model.dtype = "float32"  # of the computation: float32 | bfloat16; parameters stay float32
+    model.remat = False  # recompute activations in the backward pass: less memory, more time
+
+    # ---- objective: eq. 1 and the penalties of appendix A.3; weight 0 costs nothing ----
+    config.objective = objective = ConfigDict()
+    objective.weight = 0.5  # λ of eq. 1
+    objective.noise = 0.0  # σ: the same Gaussian noise on input and target
+    objective.jacobian = ConfigDict()  # ‖J_f(x̂) − I‖_F by forward-mode probes
+    objective.jacobian.weight = 0.0
+    objective.jacobian.form = "frobenius"  # frobenius (the paper's, unsquared) | squared
+    objective.jacobian.probes = 1
+    objective.jacobian.distribution = "rademacher"  # rademacher | gaussian
+    objective.jacobian.at = "corrupted"  # corrupted (x̂, the paper) | clean (x)
+    objective.jacobian.normalize = True  # by √d, so that one weight serves all sizes
+    objective.jacobian.every = 1  # only every k-th step
+    objective.idempotency = ConfigDict()  # ‖f(f(x̂)) − f(x̂)‖²
+    objective.idempotency.weight = 0.0
+    objective.idempotency.gradient = "both"  # through: both | outer | inner application
+    objective.identity = ConfigDict()  # ‖f(x) − x‖²
+    objective.identity.weight = 0.0
+
+    # ---- optimizer: Adam (§4) ----
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.learning_rate = 1e-4
+    optimizer.schedule = "constant"  # constant | cosine (to 0 at the last step)
+    optimizer.warmup = 0  # steps of linear warm-up
+    optimizer.clip = 0.0  # global norm of the gradient; 0: not clipped
+    optimizer.ema = 0.0  # decay of the parameters' moving average; 0: none
+
+    # ---- train ----
+    config.train = train = ConfigDict()
+    train.seed = 0
+    train.steps = 10_000
+    train.batch_size = 8  # of all devices together
+    train.log_every = 50
+    train.validate_every = 500
+    train.checkpoint_every = 500
+    train.panel_every = 1_000
+    train.keep = 2  # checkpoints kept
+    train.validation_examples = 64  # fixed corruptions of held-out images
+    train.tensorboard = True
+
+    # ---- sharding ----
+    config.sharding = sharding = ConfigDict()
+    sharding.wrapper = "jit"  # jit (with shardings) | pmap
+    sharding.data = -1  # devices along the batch; -1: all that divide it
+
+    # ---- eval: from f(x̂) to maps, scores and metrics (§2.2) ----
+    config.eval = evaluation = ConfigDict()
+    evaluation.map = "ssim"  # Δ: ssim (the paper's) | mse | gms | msgms
+    evaluation.smoothing = "gaussian"  # gaussian | mean | none
+    evaluation.smoothing_share = 1 / 12  # the filter's size, as a share of the side
+    evaluation.score = "sum"  # image score that decides: sum (the paper's) | max | topk
+    evaluation.topk_share = 0.01  # share of the pixels that topk averages
+    evaluation.false_positive_rate = 0.05  # of the held-out normal images, sets the threshold
+    evaluation.iterations = 1  # f, or fⁿ, or with 0 the fixed point of f (§3.2)
+    evaluation.solver = "picard"  # of the fixed point: picard | damped | anderson
+    evaluation.tolerance = 1e-3
+    evaluation.max_steps = 50
+    evaluation.native_size = False  # metrics at the images' own size, maps upsampled
+    evaluation.aupro_limit = 0.3  # largest false-positive rate of the per-region overlap
+    evaluation.bootstrap = 1_000  # resamples of the images for the intervals; 0: none
+    evaluation.batch_size = 16
+    evaluation.seed = 0  # of the bootstrap
+    return config

@@ -1,0 +1,168 @@
+"""Checkpoints of {state, data position} in a workdir, and the workdir's own small files.
+
+    W/config.json       the configuration; a run with another one is refused
+    W/data.json         what the training split was: channels, counts, held-out names
+    W/checkpoints/N     Orbax checkpoint after N steps
+    W/.lock             held by the process that trains in W
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from data_pipelines.errors import BadInput
+from pae_jax.config import Config, from_config_dict
+
+_training = ocp.training
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Writes to a temporary name in the same directory, then renames."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BadInput(f"{path}: not found; is this the workdir of a training run?") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: cannot be read ({error})") from None
+
+
+def read_config(workdir: Path) -> Config:
+    """The configuration with which the workdir's model was trained."""
+    return from_config_dict(_read_json(workdir / "config.json"))
+
+
+def read_data_record(workdir: Path) -> dict[str, Any]:
+    """What `data.json` says of the training split."""
+    return _read_json(workdir / "data.json")
+
+
+def _first_difference(old: Any, new: Any, key: str = "") -> str | None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted({*old, *new}):
+            found = _first_difference(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+            if found:
+                return found
+        return None
+    return None if old == new else f"{key} is {old!r} there and {new!r} now"
+
+
+def check_workdir(workdir: Path, config: Config) -> None:
+    """Refuses a workdir that cannot be written or holds a run of another configuration."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise BadInput(f"{workdir}: the workdir is not writable ({error.strerror})") from None
+    if (workdir / "config.json").exists():
+        difference = _first_difference(read_config(workdir).to_dict(), config.to_dict())
+        if difference:
+            raise BadInput(f"{workdir}: holds a run of another config: {difference}")
+
+
+@contextlib.contextmanager
+def claim_workdir(workdir: Path, config: Config, data_record: dict[str, Any]) -> Iterator[None]:
+    """Takes the workdir for this process and writes config.json and data.json.
+
+    Refuses a workdir where another process is training, and one whose run had other data.
+    """
+    with (workdir / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BadInput(f"{workdir}: another process is training there") from None
+        if (workdir / "data.json").exists():
+            difference = _first_difference(read_data_record(workdir), data_record)
+            if difference:
+                raise BadInput(f"{workdir}: holds a run on other data: {difference}")
+        write_json(workdir / "data.json", data_record)
+        write_json(workdir / "config.json", config.to_dict())
+        yield
+
+
+class Checkpoints:
+    """The checkpoints of one workdir; a context manager that waits for pending saves."""
+
+    def __init__(self, workdir: Path, *, keep: int = 2):
+        self.directory = workdir.absolute() / "checkpoints"
+        self._orbax = _training.Checkpointer(
+            self.directory,
+            save_decision_policy=_training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=_training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._orbax.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, ascending."""
+        return sorted(checkpoint.step for checkpoint in self._orbax.checkpoints)
+
+    def save(self, step: int, state: Any) -> None:
+        """Saves in the background; returns once the arrays are copied off the device."""
+        # Orbax writes to a temporary directory and renames it when all is on disk. A torn
+        # checkpoint of the same step, from an earlier run, is replaced.
+        checkpoint = {"state": state, "data": {"position": np.asarray(step)}}
+        overwrite = step in self.steps
+        self._orbax.save_checkpointables_async(step, checkpoint, force=True, overwrite=overwrite)
+
+    def wait(self) -> None:
+        """Returns when every pending save is on disk."""
+        self._orbax.wait()
+
+    def restore(self, state: Any) -> tuple[int, Any] | None:
+        """The newest readable checkpoint as (data position, state), or None without one.
+
+        Args:
+          state: arrays or `jax.ShapeDtypeStruct`s with the shapes, types and shardings wanted;
+            the shardings may differ from those under which the checkpoint was written.
+
+        A checkpoint that cannot be read is named on stderr and the one before it is taken;
+        where none can be read, `BadInput` names the directory.
+        """
+        abstract = {
+            "state": jax.tree.map(ocp.arrays.to_shape_dtype_struct, state),
+            "data": {"position": np.asarray(0)},
+        }
+        steps = self.steps
+        for step in reversed(steps):
+            try:
+                found = self._orbax.load_checkpointables(step, abstract)
+            except Exception as error:  # Orbax and TensorStore raise many kinds
+                reason = str(error).strip().partition("\n")[0][:120]
+                print(f"{self.directory / str(step)}: unreadable, skipped ({reason})", file=sys.stderr)
+                continue
+            return int(found["data"]["position"]), found["state"]
+        if steps:
+            raise BadInput(f"{self.directory}: none of the checkpoints can be read")
+        return None

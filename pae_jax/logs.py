@@ -1,0 +1,104 @@
+"""Scalars, pictures and the progress line of a run.
+
+    W/metrics.jsonl    one JSON object a line: {"step": …, name: value, …}
+    W/tensorboard/     the same scalars, and the panels, for TensorBoard
+    W/panels/          the panels as PNG files
+"""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from pae_jax import pictures
+from pae_jax.checkpoint import write_atomically
+from pae_jax.config import Config
+
+
+class RunLog:
+    """The logs and the progress bar of a run that starts, or resumes, after `start` steps."""
+
+    def __init__(self, workdir: Path, config: Config, *, start: int):
+        self._config = config.train
+        self._panels = workdir / "panels"
+        self._lines = _open_lines(workdir / "metrics.jsonl", start)
+        self._board = None
+        if config.train.tensorboard:
+            from tensorboardX import SummaryWriter
+
+            purge = start + 1 if start else None
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge)
+        self._bar = _progress(config.train.steps, start)
+        self._since, self._waited, self._steps = time.perf_counter(), 0.0, 0
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        self._lines.close()
+        if self._board:
+            self._board.close()
+
+    def step(self, step: int, metrics: Mapping[str, Any], waited: float) -> None:
+        """After each update: `waited` is the time in seconds the loop waited for its data."""
+        self._bar.update()
+        self._waited, self._steps = self._waited + waited, self._steps + 1
+        if step % self._config.log_every:
+            return
+        values = {name: float(value) for name, value in metrics.items()}
+        now = time.perf_counter()
+        seconds = now - self._since
+        speed = {
+            "step_seconds": seconds / self._steps,
+            "images_per_second": self._steps * self._config.batch_size / seconds,
+            "data_wait_share": self._waited / seconds,
+        }
+        self._since, self._waited, self._steps = now, 0.0, 0
+        self._scalars(step, {f"train/{k}": v for k, v in values.items()})
+        self._scalars(step, {f"speed/{k}": v for k, v in speed.items()})
+        self._bar.set_postfix(loss=f"{values['loss']:.5f}", refresh=False)
+
+    def validation(self, step: int, values: Mapping[str, float], panel: np.ndarray) -> None:
+        """Metrics on held-out corruptions, and now and then their uint8 (h, w, 3) picture."""
+        self._scalars(step, {f"validation/{k}": v for k, v in values.items()})
+        if step % self._config.panel_every == 0 or step == self._config.steps:
+            pictures.save_png(self._panels / f"step_{step:07d}.png", panel)
+            if self._board:
+                self._board.add_image("panel", panel, step, dataformats="HWC")
+        # The time that validating takes is not the step's.
+        self._since, self._waited, self._steps = time.perf_counter(), 0.0, 0
+
+    def _scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        self._lines.flush()
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+
+def _open_lines(path: Path, start: int) -> IO[str]:
+    """`path` for appending, without the lines of steps after `start`: they are run again."""
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if _step(line, start + 1) <= start]
+        write_atomically(path, "".join(line + "\n" for line in kept))
+    return path.open("a")
+
+
+def _step(line: str, otherwise: int) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # a line torn by an interruption
+        return otherwise
+
+
+def _progress(total: int, start: int) -> Any:
+    """Rate and time left on stderr: a bar, or where there is no terminal a line now and then."""
+    from tqdm import tqdm
+
+    interval = 0.2 if sys.stderr.isatty() else 30.0
+    return tqdm(total=total, initial=start, unit="step", desc="train", mininterval=interval)

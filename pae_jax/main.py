@@ -1,0 +1,76 @@
+"""The `pae` command: flags, then one call. Intentionally kept short."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+# Heavy packages are imported by the verb that needs them, so that `pae --help` is quick.
+
+USAGE = "Projecting autoencoders for structural anomaly detection."
+
+
+def _train(args: argparse.Namespace, overrides: list[str]) -> int:
+    from pae_jax import config, train
+
+    result = train.train_and_evaluate(config.load(args.config, overrides), args.workdir)
+    print(f"{args.workdir}: {result.outcome} at step {result.step}")
+    if result.outcome == train.DIVERGED:
+        print(f"step {result.step}: the loss or its gradient is not finite", file=sys.stderr)
+    return 0 if result.outcome == train.FINISHED else 1
+
+
+def _evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
+    from pae_jax import evaluate
+
+    evaluation = evaluate.evaluate(args.workdir, overrides=overrides, save_maps=args.save_maps)
+    print(evaluate.format_table(evaluation))
+    print(evaluation.report)
+    return 0
+
+
+def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
+    from pae_jax import predict
+
+    print(predict.predict(args.workdir, args.images, args.out, overrides=overrides))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("pae", description=USAGE)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    workdir = {"required": True, "help": "the folder of the run"}
+
+    train = verbs.add_parser("train", help="train a model; resumes a run found in the workdir")
+    train.add_argument("--config", required=True, help="configs/X.py[:arg]; see also --config.KEY")
+    train.add_argument("--workdir", **workdir)
+    train.set_defaults(run=_train)
+
+    evaluate = verbs.add_parser("evaluate", help="metrics and a report on the test split")
+    evaluate.add_argument("--workdir", **workdir)
+    evaluate.add_argument("--save_maps", action="store_true", help="float32 TIFF maps as well")
+    evaluate.set_defaults(run=_evaluate)
+
+    predict = verbs.add_parser("predict", help="scores, heat maps and masks of a folder of images")
+    predict.add_argument("--workdir", **workdir)
+    predict.add_argument("--images", required=True, help="a folder of images")
+    predict.add_argument("--out", required=True, help="a new or empty folder")
+    predict.set_defaults(run=_predict)
+    for verb in (train, evaluate, predict):
+        verb.epilog = "Any key of the configuration is set by --config.KEY=VALUE."
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns 0 on success, 2 on bad input, 1 on a failure in the run."""
+    args, rest = _parser().parse_known_args(argv)
+    from data_pipelines.errors import BadInput
+
+    try:
+        return args.run(args, rest)
+    except BadInput as error:
+        print(f"pae {args.verb}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""One training step as one pure function, and the state it maps."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import Array
+
+from pae_jax import augmentation, corruption, objective, preprocess, rng
+from pae_jax.config import Config, OptimizerConfig
+from pae_jax.unet import UNet
+
+Batch = dict[str, Array]  # image (b, h, w, c) and texture (b, t, t, c'), uint8
+Metrics = dict[str, Array]
+
+
+class TrainState(struct.PyTreeNode):
+    """All that a run carries from step to step.
+
+    Attributes:
+      step: int32 scalar, the number of updates done.
+      params: the network's variables.
+      opt_state: optax's state.
+      ema: the exponential moving average of `params`, or None when `optimizer.ema` is 0.
+    """
+
+    step: Array
+    params: Any
+    opt_state: Any
+    ema: Any
+
+    @property
+    def eval_params(self) -> Any:
+        """What is validated, evaluated and shipped: the average if there is one."""
+        return self.params if self.ema is None else self.ema
+
+
+def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Linear warm-up from 0, then constant, or a cosine to 0 at `steps`."""
+    rest = max(steps - config.warmup, 1)
+    after = {
+        "constant": lambda: optax.constant_schedule(config.learning_rate),
+        "cosine": lambda: optax.cosine_decay_schedule(config.learning_rate, rest),
+    }[config.schedule]()
+    warmup = optax.linear_schedule(0.0, config.learning_rate, max(config.warmup, 1))
+    return optax.join_schedules([warmup, after], [config.warmup]) if config.warmup else after
+
+
+def optimizer(config: Config) -> optax.GradientTransformation:
+    """Adam (§4), after clipping by the global norm where `optimizer.clip` is positive."""
+    adam = optax.adam(learning_rate(config.optimizer, config.train.steps))
+    clip = config.optimizer.clip
+    return optax.chain(optax.clip_by_global_norm(clip), adam) if clip else adam
+
+
+def init_state(config: Config, key: Array) -> TrainState:
+    """The state before the first step."""
+    height, width = config.data.train_shape
+    example = jnp.zeros((1, height, width, preprocess.CHANNELS))
+    params = UNet(config.model).init(rng.stream(key, "init"), example)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer(config).init(params),
+        # A copy: the same buffer cannot be donated twice.
+        ema=jax.tree.map(jnp.copy, params) if config.optimizer.ema else None,
+    )
+
+
+def make_examples(
+    batch: Batch, key: Array, step: Array | int, config: Config, *, first: Array | int = 0
+) -> corruption.CorruptedBatch:
+    """Stored images and textures → augmented, cropped and corrupted examples (x̂, x, M).
+
+    `first` is the position in the global batch of this (part of the) batch's first example.
+    """
+    count = batch["image"].shape[0]
+    keys = lambda name: rng.per_example(rng.stream(key, name, step), count, first=first)
+    textures = preprocess.to_float(batch["texture"])
+    if batch["image"].shape[-1] == 1:
+        textures = preprocess.to_grey(textures)
+    clean = augmentation.augment(
+        keys("augmentation"),
+        preprocess.to_float(batch["image"]),
+        config.data.augmentation,
+        config.data.train_shape,
+    )
+    return corruption.corrupt(keys("corruption"), clean, textures, config.corruption)
+
+
+def train_step(
+    state: TrainState, batch: Batch, key: Array, *, config: Config, axis: str | None = None
+) -> tuple[TrainState, Metrics]:
+    """Draws the corruptions, takes one step of Adam on eq. 1 and the penalties.
+
+    Args:
+      state: the state before the step.
+      batch: the global batch; or, where `axis` names a mapped axis, this device's part of it.
+      key: the run's root key.
+      config: static.
+      axis: the mapped axis over which gradients and metrics are averaged, if any.
+
+    Returns:
+      The state after the step and scalar metrics: "loss", one entry for each term of the
+      objective, and "gradient_norm".
+    """
+    count = batch["image"].shape[0]
+    first = jax.lax.axis_index(axis) * count if axis else 0
+    average = functools.partial(jax.lax.pmean, axis_name=axis) if axis else lambda tree: tree
+    examples = make_examples(batch, key, state.step, config, first=first)
+    probe_keys = rng.per_example(rng.stream(key, "objective", state.step), count, first=first)
+
+    def loss(params: Any) -> tuple[Array, Metrics]:
+        f = functools.partial(UNet(config.model).apply, params)
+        value = objective.objective(f, examples, probe_keys, config.objective, state.step)
+        return jnp.mean(value.loss), {name: jnp.mean(term) for name, term in value.terms.items()}
+
+    (value, terms), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+    value, terms, gradient = average((value, terms, gradient))
+    updates, opt_state = optimizer(config).update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        ema = optax.incremental_update(params, ema, 1 - config.optimizer.ema)
+    metrics = {"loss": value, **terms, "gradient_norm": optax.tree.norm(gradient)}
+    return TrainState(state.step + 1, params, opt_state, ema), metrics
