@@ -1,0 +1,166 @@
+"""Images on manifolds that are known exactly: a plane, and a circle or sphere.
+
+Here the projection, the slices of Theorem 2 and the conditional means of Theorem 1 and
+Proposition 1 have closed forms, so that theory and code can be checked without training. All
+functions take and return images (b, h, w, 1); a region S is a boolean image (h, w, 1).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+MIDDLE = 0.5  # both manifolds are centred in the range of pixel values
+
+
+class Plane(NamedTuple):
+    """{½ + Σ zᵢ·basisᵢ}, with z ~ N(0, scale²·I) and an orthonormal basis (k, h, w, 1)."""
+
+    basis: Float[Array, "k h w 1"]
+    scale: float = 0.1
+
+    def sample(self, key: Key[Array, ""], count: int) -> Float[Array, "b h w 1"]:
+        z = self.scale * jax.random.normal(key, (count, len(self.basis)), self.basis.dtype)
+        return self._image(z)
+
+    def project(self, x: Float[Array, "b h w 1"]) -> Float[Array, "b h w 1"]:
+        """The nearest point of ℳ."""
+        return self._image(self._coefficients(x))
+
+    def project_slice(
+        self, x: Float[Array, "b h w 1"], region: Bool[Array, "h w 1"]
+    ) -> Float[Array, "b h w 1"]:
+        """The nearest point of ℳ that agrees with x outside S, the slice ℳ_S(x) of Theorem 2."""
+        known, free = self._known_and_free(x, region)
+        # On the free directions the basis lives in S alone and is orthonormal there.
+        return self._image(known + self._coefficients(x) @ free)
+
+    def conditional_mean(
+        self, x: Float[Array, "b h w 1"], region: Bool[Array, "h w 1"]
+    ) -> Float[Array, "b h w 1"]:
+        """E[x | what lies outside S], the optimum of Theorem 1 where S itself tells nothing."""
+        return self._image(self._known_and_free(x, region)[0])
+
+    def _image(self, z: Float[Array, "b k"]) -> Float[Array, "b h w 1"]:
+        return MIDDLE + jnp.tensordot(z, self.basis, 1)
+
+    def _coefficients(self, x: Float[Array, "b h w 1"]) -> Float[Array, "b k"]:
+        return jnp.tensordot(x - MIDDLE, self.basis, ((1, 2, 3), (1, 2, 3)))
+
+    def _known_and_free(
+        self, x: Float[Array, "b h w 1"], region: Bool[Array, "h w 1"]
+    ) -> tuple[Float[Array, "b k"], Float[Array, "k k"]]:
+        """The smallest z that explains x outside S, and the projector onto what S̄ leaves free."""
+        outside = jnp.where(region[None], 0, self.basis).reshape(len(self.basis), -1)
+        inverse = jnp.linalg.pinv(outside)
+        known = (x - MIDDLE).reshape(len(x), -1) @ inverse
+        return known, jnp.eye(len(outside), dtype=x.dtype) - outside @ inverse
+
+
+class Sphere(NamedTuple):
+    """Images whose columns are constant, ½ + m with ‖m‖ = radius; uniform in m.
+
+    A circle for two columns, the sphere for three. Regions are whole columns.
+    """
+
+    columns: int = 2
+    rows: int = 4
+    radius: float = 0.4
+
+    def sample(self, key: Key[Array, ""], count: int) -> Float[Array, "b h w 1"]:
+        return self._on_sphere(jax.random.normal(key, (count, self.columns)))
+
+    def project(self, x: Float[Array, "b h w 1"]) -> Float[Array, "b h w 1"]:
+        """The nearest point of ℳ."""
+        return self._on_sphere(self.coordinates(x))
+
+    def project_slice(
+        self, x: Float[Array, "b h w 1"], region: Bool[Array, "h w 1"]
+    ) -> Float[Array, "b h w 1"]:
+        """The nearest point of ℳ that agrees with x outside S, the slice ℳ_S(x) of Theorem 2."""
+        m, inside = self.coordinates(x), region[0, :, 0][None]
+        known = jnp.where(inside, 0, m)
+        # What the known coordinates leave of the radius; 0 where they exceed it already.
+        rest = jnp.sqrt(jnp.maximum(self.radius**2 - jnp.sum(known**2, axis=1, keepdims=True), 0))
+        free = jnp.where(inside, m, 0)
+        return self.image(known + rest * free / jnp.linalg.norm(free, axis=1, keepdims=True))
+
+    def conditional_mean(
+        self, x: Float[Array, "b h w 1"], region: Bool[Array, "h w 1"]
+    ) -> Float[Array, "b h w 1"]:
+        """E[x | what lies outside S], the optimum of Theorem 1 where S itself tells nothing."""
+        # The free coordinates are uniform on a circle, or on two points, around 0.
+        return jnp.where(region[None], MIDDLE, x)
+
+    def coordinates(self, x: Float[Array, "b h w 1"]) -> Float[Array, "b n"]:
+        return jnp.mean(x - MIDDLE, axis=(1, 3))
+
+    def image(self, m: Float[Array, "b n"]) -> Float[Array, "b h w 1"]:
+        column = MIDDLE + m[:, None, :, None]
+        return jnp.broadcast_to(column, (len(m), self.rows, self.columns, 1))
+
+    def _on_sphere(self, m: Float[Array, "b n"]) -> Float[Array, "b h w 1"]:
+        return self.image(self.radius * m / jnp.linalg.norm(m, axis=1, keepdims=True))
+
+    # Normal-dominant corruption of all coordinates at once (eqs. 13, 14; Proposition 1).
+
+    def displace(
+        self, key: Key[Array, ""], x: Float[Array, "b h w 1"], eta: float, reach: float
+    ) -> Float[Array, "b h w 1"]:
+        """x̂ = x + αδ, uniform in the double cone ‖tangential‖ ≤ η‖normal‖, length ≤ reach.
+
+        α has a positive density on (0, 1] and δ the length `reach` < radius; of two or three
+        columns.
+        """
+        keys = jax.random.split(key, 4)
+        normal = self.coordinates(x) / self.radius
+        shape, n = (len(x), 1), self.columns
+        aperture = jnp.arctan(eta)
+        length = reach * jax.random.uniform(keys[0], shape) ** (1 / n)
+        u = jax.random.uniform(keys[1], shape)
+        angle = {2: aperture * u, 3: jnp.arccos(1 - u * (1 - jnp.cos(aperture)))}[n]
+        tangent = jax.random.normal(keys[2], normal.shape)
+        tangent -= jnp.sum(tangent * normal, axis=1, keepdims=True) * normal
+        tangent /= jnp.linalg.norm(tangent, axis=1, keepdims=True)
+        sign = jax.random.rademacher(keys[3], shape, normal.dtype)
+        step = sign * length * (jnp.cos(angle) * normal + jnp.sin(angle) * tangent)
+        return self.image(self.coordinates(x) + step)
+
+    def compatible_angle(self, x: Float[Array, "b h w 1"], eta: float) -> Float[Array, " b"]:
+        """Half the opening, seen from the centre, of the cap of sources compatible with x.
+
+        The compatible normal sources (eq. 15) of `displace` at distance r from the centre are the
+        cap around x's direction where the line from a source to x stays within arctan η of that
+        source's normal: by the law of sines |arcsin(radius/r·sin β) − β|, β = arctan η. The
+        diameter of eq. 16 is 2·radius·sin of it. For x near enough that the whole cap lies
+        within reach, and outside radius·sin β.
+        """
+        r = jnp.linalg.norm(self.coordinates(x), axis=1)
+        aperture = jnp.arctan(eta)
+        return jnp.abs(jnp.arcsin(self.radius / r * jnp.sin(aperture)) - aperture)
+
+    def mean_of_compatible(self, x: Float[Array, "b h w 1"], eta: float) -> Float[Array, "b h w 1"]:
+        """E[source | x] under `displace`, the Bayes optimum f* of Proposition 1 (eq. 12).
+
+        The sources are uniform on the cap, since the displacements are uniform in their cone.
+        """
+        angle = self.compatible_angle(x, eta)
+        mean_cosine = {2: jnp.sinc(angle / jnp.pi), 3: (1 + jnp.cos(angle)) / 2}[self.columns]
+        m = self.coordinates(x)
+        direction = m / jnp.linalg.norm(m, axis=1, keepdims=True)
+        return self.image(self.radius * mean_cosine[:, None] * direction)
+
+
+def slice_contraction(
+    manifold: Plane | Sphere, region: Bool[Array, "h w 1"], ratio: float
+) -> Callable[[Float[Array, "b h w 1"]], Float[Array, "b h w 1"]]:
+    """An f with the properties (i)–(iii) of Theorem 2: x stays as it is outside S, and S moves
+    straight towards the slice, to `ratio` = ρ of its distance."""
+
+    def f(x: Float[Array, "b h w 1"]) -> Float[Array, "b h w 1"]:
+        target = manifold.project_slice(x, region)
+        return jnp.where(region[None], target + ratio * (x - target), x)
+
+    return f
