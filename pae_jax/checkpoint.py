@@ -1,9 +1,9 @@
 """Checkpoints of {state, data position} in a workdir, and the workdir's own small files.
 
-    W/config.json       the configuration; a run with another one is refused
-    W/data.json         what the training split was: channels, counts, held-out names
-    W/checkpoints/N     Orbax checkpoint after N steps
-    W/.lock             held by the process that trains in W
+W/config.json       the configuration; a run with another one is refused
+W/data.json         what the training split was: channels, counts, held-out names
+W/checkpoints/N     Orbax checkpoint after N steps
+W/.lock             held by the process that trains in W
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from orbax.checkpoint import v1 as ocp
 from data_pipelines.errors import BadInput
 from pae_jax.config import Config, from_config_dict
 
-_training = ocp.training
+_training: Any = ocp.training  # its annotations contradict its own classes
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -42,7 +42,7 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -53,18 +53,20 @@ def _read_json(path: Path) -> Any:
 
 def read_config(workdir: Path) -> Config:
     """The configuration with which the workdir's model was trained."""
-    return from_config_dict(_read_json(workdir / "config.json"))
+    return from_config_dict(read_json(workdir / "config.json"))
 
 
 def read_data_record(workdir: Path) -> dict[str, Any]:
     """What `data.json` says of the training split."""
-    return _read_json(workdir / "data.json")
+    return read_json(workdir / "data.json")
 
 
 def _first_difference(old: Any, new: Any, key: str = "") -> str | None:
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted({*old, *new}):
-            found = _first_difference(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+            found = _first_difference(
+                old.get(name), new.get(name), f"{key}.{name}" if key else name
+            )
             if found:
                 return found
         return None
@@ -160,7 +162,9 @@ class Checkpoints:
                 found = self._orbax.load_checkpointables(step, abstract)
             except Exception as error:  # Orbax and TensorStore raise many kinds
                 reason = str(error).strip().partition("\n")[0][:120]
-                print(f"{self.directory / str(step)}: unreadable, skipped ({reason})", file=sys.stderr)
+                print(
+                    f"{self.directory / str(step)}: unreadable, skipped ({reason})", file=sys.stderr
+                )
                 continue
             return int(found["data"]["position"]), found["state"]
         if steps:

@@ -1,8 +1,8 @@
 """Scalars, pictures and the progress line of a run.
 
-    W/metrics.jsonl    one JSON object a line: {"step": …, name: value, …}
-    W/tensorboard/     the same scalars, and the panels, for TensorBoard
-    W/panels/          the panels as PNG files
+W/metrics.jsonl    one JSON object a line: {"step": …, name: value, …}
+W/tensorboard/     the same scalars, and the panels, for TensorBoard
+W/panels/          the panels as PNG files
 """
 
 import json

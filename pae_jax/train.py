@@ -122,8 +122,14 @@ def _describe(data: TrainingSplit, textures: Textures) -> dict[str, Any]:
 
 
 def _initial_state(config: Config, key: jax.Array, mesh: jax.sharding.Mesh) -> Any:
-    out = sharding.replicated(mesh)
-    return jax.jit(lambda k: train_step.init_state(config, k), out_shardings=out)(key)
+    # Initialisers are hundreds of small random draws: slow to compile, run once.
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    init = jax.jit(
+        lambda k: train_step.init_state(config, k),
+        out_shardings=sharding.replicated(mesh),
+        compiler_options=options,
+    )
+    return init(key)
 
 
 def _finite(metrics: dict[str, Any]) -> bool:

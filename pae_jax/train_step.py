@@ -9,9 +9,8 @@ import optax
 from flax import struct
 from jax import Array
 
-from pae_jax import augmentation, corruption, objective, preprocess, rng
+from pae_jax import augmentation, corruption, objective, preprocess, rng, unet
 from pae_jax.config import Config, OptimizerConfig
-from pae_jax.unet import UNet
 
 Batch = dict[str, Array]  # image (b, h, w, c) and texture (b, t, t, c'), uint8
 Metrics = dict[str, Array]
@@ -60,7 +59,7 @@ def init_state(config: Config, key: Array) -> TrainState:
     """The state before the first step."""
     height, width = config.data.train_shape
     example = jnp.zeros((1, height, width, preprocess.CHANNELS))
-    params = UNet(config.model).init(rng.stream(key, "init"), example)
+    params = unet.backbone(config.model).init(rng.stream(key, "init"), example)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -78,7 +77,10 @@ def make_examples(
     `first` is the position in the global batch of this (part of the) batch's first example.
     """
     count = batch["image"].shape[0]
-    keys = lambda name: rng.per_example(rng.stream(key, name, step), count, first=first)
+
+    def keys(name: str) -> Array:
+        return rng.per_example(rng.stream(key, name, step), count, first=first)
+
     textures = preprocess.to_float(batch["texture"])
     if batch["image"].shape[-1] == 1:
         textures = preprocess.to_grey(textures)
@@ -89,6 +91,10 @@ def make_examples(
         config.data.train_shape,
     )
     return corruption.corrupt(keys("corruption"), clean, textures, config.corruption)
+
+
+def _same(tree: Any) -> Any:
+    return tree
 
 
 def train_step(
@@ -109,12 +115,12 @@ def train_step(
     """
     count = batch["image"].shape[0]
     first = jax.lax.axis_index(axis) * count if axis else 0
-    average = functools.partial(jax.lax.pmean, axis_name=axis) if axis else lambda tree: tree
+    average = functools.partial(jax.lax.pmean, axis_name=axis) if axis else _same
     examples = make_examples(batch, key, state.step, config, first=first)
     probe_keys = rng.per_example(rng.stream(key, "objective", state.step), count, first=first)
 
     def loss(params: Any) -> tuple[Array, Metrics]:
-        f = functools.partial(UNet(config.model).apply, params)
+        f = unet.bind(config.model, params)
         value = objective.objective(f, examples, probe_keys, config.objective, state.step)
         return jnp.mean(value.loss), {name: jnp.mean(term) for name, term in value.terms.items()}
 

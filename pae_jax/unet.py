@@ -8,6 +8,8 @@ the paper is silent, the parent paper's stacked dilated convolutions (Bauer et a
 """
 
 import math
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -111,9 +113,8 @@ class UNet(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         config = self.config
         # Rematerialisation trades a second forward pass of a block for its activations.
-        stage, dilated = (
-            nn.remat(block) if config.remat else block for block in (Stage, DilatedLayer)
-        )
+        remat: Callable[[type[nn.Module]], Any] = nn.remat if config.remat else lambda block: block
+        stage, dilated = remat(Stage), remat(DilatedLayer)
         _, height, width, channels = x.shape
         y = pad_to_multiple(x, 2 ** len(config.widths)).astype(jnp.dtype(config.dtype))
         # Centred input: the first convolution then starts from values of both signs.
@@ -137,6 +138,23 @@ class UNet(nn.Module):
         return nn.sigmoid(y)[:, :height, :width]
 
 
-def parameter_count(variables: object) -> int:
+BACKBONES = {"unet": UNet}  # by `model.name`: modules built from a ModelConfig
+
+
+def backbone(config: ModelConfig) -> nn.Module:
+    """The network that the configuration names; its `apply` maps images to images."""
+    return BACKBONES[config.name](config)
+
+
+def bind(config: ModelConfig, variables: Any) -> Callable[[Array], Array]:
+    """f_θ as a function of images alone."""
+
+    def f(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        return cast(Array, backbone(config).apply(variables, x))
+
+    return f
+
+
+def parameter_count(variables: Any) -> int:
     """The number of scalar parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(variables))

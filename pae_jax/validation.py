@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from pae_jax import metrics, objective, pictures, rng
+from pae_jax import metrics, objective, pictures, rng, unet
 from pae_jax.config import Config
 from pae_jax.corruption import CorruptedBatch
 from pae_jax.predict import localise
 from pae_jax.train_step import make_examples
-from pae_jax.unet import UNet
 
 PANEL_ROWS = 6
 VISIBLE = 0.1  # a pixel with M above this counts as anomalous in the synthetic-mask metrics
@@ -60,16 +59,16 @@ def make_validate(
 
     @jax.jit
     def measure(params: Any, batch: CorruptedBatch) -> tuple[dict[str, Array], Array, Array]:
-        f = functools.partial(UNet(config.model).apply, params)
-        x̂, x, mask = batch
-        reconstruction, maps = localise(f, x̂, config.eval)
-        fx̂, fx = f(x̂), f(x)
-        loss = objective.reconstruction_loss(fx̂, x, mask, weight=config.objective.weight)
+        f = unet.bind(config.model, params)
+        corrupted, clean, mask = batch
+        reconstruction, maps = localise(f, corrupted, config.eval)
+        restored = f(corrupted)
+        loss = objective.reconstruction_loss(restored, clean, mask, weight=config.objective.weight)
         values = {
             "loss": jnp.mean(loss),
-            "preserved": _weighted_mean(jnp.square(fx̂ - x), 1 - mask),
-            "corrected": _weighted_mean(jnp.square(fx̂ - x), mask),
-            "bias": jnp.mean(jnp.square(fx - x)),
+            "preserved": _weighted_mean(jnp.square(restored - clean), 1 - mask),
+            "corrected": _weighted_mean(jnp.square(restored - clean), mask),
+            "bias": jnp.mean(jnp.square(f(clean) - clean)),
         }
         return values, reconstruction, maps
 
