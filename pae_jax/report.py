@@ -241,7 +241,7 @@ _NUMBER = ' class="number"'
 def _text(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
-    if isinstance(value, tuple):  # (value, low, high)
+    if isinstance(value, tuple | list):  # (value, low, high)
         point, *ends = map(_text, value)
         return f"{point} ({'–'.join(ends)})"
     if isinstance(value, float | np.floating):
