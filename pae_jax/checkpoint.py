@@ -9,6 +9,7 @@ W/.lock             held by the process that trains in W
 import contextlib
 import fcntl
 import json
+import math
 import os
 import sys
 import tempfile
@@ -38,8 +39,21 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def to_json(value: Any, **options: Any) -> str:
+    """JSON, with null for every number that JSON cannot hold."""
+
+    def nulls(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: nulls(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [nulls(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(nulls(value), allow_nan=False, **options)
+
+
 def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+    write_atomically(path, to_json(value, indent=2, sort_keys=True) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -73,18 +87,28 @@ def _first_difference(old: Any, new: Any, key: str = "") -> str | None:
     return None if old == new else f"{key} is {old!r} there and {new!r} now"
 
 
-def check_workdir(workdir: Path, config: Config) -> None:
-    """Refuses a workdir that cannot be written or holds a run of another configuration."""
+def check_writable(directory: Path) -> None:
+    """Makes the directory where it does not exist; `BadInput` if it cannot be written."""
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
-        raise BadInput(f"{workdir}: the workdir is not writable ({error.strerror})") from None
-    if (workdir / "config.json").exists():
+        raise BadInput(f"{directory}: cannot be written ({error.strerror})") from None
+
+
+def check_workdir(workdir: Path, config: Config) -> None:
+    """Refuses a workdir that cannot be written or holds a run of another configuration."""
+    check_writable(workdir)
+    if _holds_checkpoints(workdir):
         difference = _first_difference(read_config(workdir).to_dict(), config.to_dict())
         if difference:
             raise BadInput(f"{workdir}: holds a run of another config: {difference}")
+
+
+def _holds_checkpoints(workdir: Path) -> bool:
+    """Before its first checkpoint a run has nothing that another config or data could spoil."""
+    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
 
 
 @contextlib.contextmanager
@@ -98,7 +122,7 @@ def claim_workdir(workdir: Path, config: Config, data_record: dict[str, Any]) ->
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise BadInput(f"{workdir}: another process is training there") from None
-        if (workdir / "data.json").exists():
+        if _holds_checkpoints(workdir):
             difference = _first_difference(read_data_record(workdir), data_record)
             if difference:
                 raise BadInput(f"{workdir}: holds a run on other data: {difference}")
@@ -108,15 +132,19 @@ def claim_workdir(workdir: Path, config: Config, data_record: dict[str, Any]) ->
 
 
 class Checkpoints:
-    """The checkpoints of one workdir; a context manager that waits for pending saves."""
+    """The checkpoints of one workdir; a context manager that waits for pending saves.
 
-    def __init__(self, workdir: Path, *, keep: int = 2):
+    `keep` of the newest are kept. None opens them to be read: nothing is removed, not even what
+    looks like a save that broke off, since another process may just be writing it.
+    """
+
+    def __init__(self, workdir: Path, *, keep: int | None = None):
         self.directory = workdir.absolute() / "checkpoints"
         self._orbax = _training.Checkpointer(
             self.directory,
             save_decision_policy=_training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=_training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=True,
+            preservation_policy=_training.preservation_policies.LatestN(keep or 1),
+            cleanup_tmp_directories=keep is not None,
         )
 
     def __enter__(self) -> "Checkpoints":

@@ -299,13 +299,16 @@ def load(config_file: str, overrides: Sequence[str] = ()) -> Config:
     if not Path(path).is_file():
         raise BadInput(f"{path}: no such config file")
     try:
-        config = runpy.run_path(path)["get_config"](argument or None)
+        get_config = runpy.run_path(path).get("get_config")
+        if get_config is None:
+            raise BadInput(f"{path}: defines no get_config")
+        config = get_config(argument or None)
     except BadInput:
         raise
-    except KeyError:
-        raise BadInput(f"{path}: defines no get_config") from None
-    except (SyntaxError, ImportError, OSError) as error:
+    except (SyntaxError, ImportError, OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot be read ({error})") from None
+    except ValueError as error:  # how a config file refuses its argument
+        raise BadInput(f"{config_file}: {error}") from None
     return from_config_dict(override(config.to_dict(), overrides))
 
 

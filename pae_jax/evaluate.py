@@ -52,6 +52,7 @@ def evaluate(
     workdir = Path(workdir)
     model = predict.load(workdir, overrides)
     settings, out = model.config.eval, workdir / "eval"
+    checkpoint.check_writable(out)
     limits = predict.thresholds(workdir, model)
     test = open_test(model.config.data.spec, channels=model.channels)
     found = _detect(model, test)
@@ -81,7 +82,7 @@ def evaluate(
         "images": {kind: test.types.count(kind) for kind in (GOOD, *types)},
         "provenance": provenance.describe(model.config, step=model.step),
     }
-    checkpoint.write_json(out / "metrics.json", _nulls(record))
+    checkpoint.write_json(out / "metrics.json", record)
     predict.write_csv(out / "scores.csv", _rows(test, found, limits, settings.score))
     if save_maps:
         _write_maps(out / "maps" / _category(model), test, found.maps)
@@ -274,12 +275,3 @@ def _report(
         ),
         notes=[f"Pixel metrics at {record['evaluated_at']['size']} size."],
     )
-
-
-def _nulls(value: Any) -> Any:
-    """The same with None for every number that JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: _nulls(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_nulls(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

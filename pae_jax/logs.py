@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from pae_jax import pictures
-from pae_jax.checkpoint import write_atomically
+from pae_jax.checkpoint import to_json, write_atomically
 from pae_jax.config import Config
 
 
@@ -59,8 +59,8 @@ class RunLog:
             "data_wait_share": self._waited / seconds,
         }
         self._since, self._waited, self._steps = now, 0.0, 0
-        self._scalars(step, {f"train/{k}": v for k, v in values.items()})
-        self._scalars(step, {f"speed/{k}": v for k, v in speed.items()})
+        named = {f"train/{k}": v for k, v in values.items()}
+        self._scalars(step, named | {f"speed/{k}": v for k, v in speed.items()})
         self._bar.set_postfix(loss=f"{values['loss']:.5f}", refresh=False)
 
     def validation(self, step: int, values: Mapping[str, float], panel: np.ndarray) -> None:
@@ -74,7 +74,7 @@ class RunLog:
         self._since, self._waited, self._steps = time.perf_counter(), 0.0, 0
 
     def _scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        self._lines.write(to_json({"step": step, **values}) + "\n")
         self._lines.flush()
         if self._board:
             for name, value in values.items():
@@ -82,18 +82,21 @@ class RunLog:
 
 
 def _open_lines(path: Path, start: int) -> IO[str]:
-    """`path` for appending, without the lines of steps after `start`: they are run again."""
+    """`path` for appending, without the lines that a run from `start` writes again."""
     if path.exists():
-        kept = [line for line in path.read_text().splitlines() if _step(line, start + 1) <= start]
+        kept = [line for line in path.read_text().splitlines() if _lasts(line, start)]
         write_atomically(path, "".join(line + "\n" for line in kept))
     return path.open("a")
 
 
-def _step(line: str, otherwise: int) -> int:
+def _lasts(line: str, start: int) -> bool:
     try:
-        return int(json.loads(line)["step"])
+        record = json.loads(line)
+        # The run from `start` begins with validating there.
+        validation = any(name.startswith("validation/") for name in record)
+        return record["step"] < start or (record["step"] == start and not validation)
     except (ValueError, KeyError, TypeError):  # a line torn by an interruption
-        return otherwise
+        return False
 
 
 def _progress(total: int, start: int) -> Any:

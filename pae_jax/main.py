@@ -15,7 +15,7 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
     result = train.train_and_evaluate(config.load(args.config, overrides), args.workdir)
     print(f"{args.workdir}: {result.outcome} at step {result.step}")
     if result.outcome == train.DIVERGED:
-        print(f"step {result.step}: the loss or its gradient is not finite", file=sys.stderr)
+        print(f"step {result.step}: loss, gradient or parameters are not finite", file=sys.stderr)
     return 0 if result.outcome == train.FINISHED else 1
 
 

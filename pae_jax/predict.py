@@ -103,7 +103,7 @@ def load(workdir: Path, overrides: Sequence[str] = ()) -> Model:
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), template
     )
-    with checkpoint.Checkpoints(workdir, keep=config.train.keep) as checkpoints:
+    with checkpoint.Checkpoints(workdir) as checkpoints:
         restored = checkpoints.restore(abstract)
     if restored is None:
         raise BadInput(f"{workdir}: holds no checkpoint yet")
@@ -165,12 +165,9 @@ def predict(
       BadInput: one line that names the file, folder or key.
     """
     workdir, out = Path(workdir), Path(out)
-    try:
-        if out.exists() and any(out.iterdir()):
-            raise BadInput(f"{out}: not empty; results are never overwritten")
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"{out}: cannot be written ({error.strerror})") from None
+    checkpoint.check_writable(out)
+    if any(out.iterdir()):
+        raise BadInput(f"{out}: not empty; results are never overwritten")
     model = load(workdir, overrides)
     limits = thresholds(workdir, model)
     shape = model.config.data.shape

@@ -24,8 +24,8 @@ class TrainResult(NamedTuple):
     """How a run ended.
 
     Attributes:
-      outcome: FINISHED; STOPPED by SIGTERM, its state saved; or DIVERGED: the loss or the
-        gradient of `step` was not finite, and the last good checkpoint is kept.
+      outcome: FINISHED; STOPPED by SIGTERM, its state saved; or DIVERGED: the loss, the
+        gradient or the parameters of `step` were not finite; the last good checkpoint is kept.
       step: updates done, or the number of the update that diverged.
       validation: metrics of the last validation on held-out corruptions.
     """
@@ -79,12 +79,14 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> TrainResult:
 
         for step in range(start, train.steps + 1):
             stopping, ending = stop.is_set(), step == train.steps
-            if ending or (step % train.validate_every == 0 and not stopping):
+            validating = ending or (step % train.validate_every == 0 and not stopping)
+            saving = step > start and (ending or stopping or step % train.checkpoint_every == 0)
+            if (validating or saving) and not _finite(metrics):
+                return TrainResult(DIVERGED, step, scores)
+            if validating:
                 scores, panel = validate(state.eval_params)
                 log.validation(step, scores, panel)
-            if step > start and (ending or stopping or step % train.checkpoint_every == 0):
-                if not _finite(metrics):
-                    return TrainResult(DIVERGED, step, scores)
+            if saving:
                 checkpoints.save(step, state)
             if ending or stopping:
                 return TrainResult(FINISHED if ending else STOPPED, step, scores)
@@ -133,7 +135,7 @@ def _initial_state(config: Config, key: jax.Array, mesh: jax.sharding.Mesh) -> A
 
 
 def _finite(metrics: dict[str, Any]) -> bool:
-    return all(math.isfinite(float(metrics[name])) for name in ("loss", "gradient_norm") if metrics)
+    return all(map(math.isfinite, jax.device_get(metrics).values()))
 
 
 @contextlib.contextmanager

@@ -111,7 +111,7 @@ def train_step(
 
     Returns:
       The state after the step and scalar metrics: "loss", one entry for each term of the
-      objective, and "gradient_norm".
+      objective, "gradient_norm" and "parameter_norm" (after the step).
     """
     count = batch["image"].shape[0]
     first = jax.lax.axis_index(axis) * count if axis else 0
@@ -131,5 +131,5 @@ def train_step(
     ema = state.ema
     if ema is not None:
         ema = optax.incremental_update(params, ema, 1 - config.optimizer.ema)
-    metrics = {"loss": value, **terms, "gradient_norm": optax.tree.norm(gradient)}
-    return TrainState(state.step + 1, params, opt_state, ema), metrics
+    norms = {"gradient_norm": optax.tree.norm(gradient), "parameter_norm": optax.tree.norm(params)}
+    return TrainState(state.step + 1, params, opt_state, ema), {"loss": value, **terms, **norms}
