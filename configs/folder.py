@@ -1,0 +1,29 @@
+"""Any category in MVTec layout, by a recipe that two cores can train.
+
+pae train --config=configs/folder.py --config.data.root=DIR --workdir=W
+
+DIR holds train/good and, for evaluating, test/{good,DEFECT} with ground_truth/DEFECT or without.
+Worth setting: --config.data.textures=DIR (images unlike yours; the paper takes DTD),
+--config.data.size=128 (a quarter of the time), --config.data.augmentation=… (what your parts
+may do in front of the camera; left out by default, since a flip may itself be a defect).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Takes no argument; data.root must be set."""
+    config = default.get_config(arg)
+    config.data.source = "folder"
+    config.data.size = 256
+    # A sixteenth of the paper's multiplications; the bottleneck, on a map of size/8, still
+    # sees the whole image.
+    config.model.widths = (16, 32, 64)
+    config.model.branch_width = 32
+    config.model.kernel = 3
+    config.optimizer.learning_rate = 1e-3  # a short run wants large steps …
+    config.optimizer.schedule = "cosine"  # … and an end without noise
+    config.train.steps = 3_000
+    return config

@@ -1,0 +1,39 @@
+"""MVTec AD in the paper's setting (§4), one category: --config=configs/mvtec.py:screw
+
+Prepared by data_pipelines/prepare.py, in $TFDS_DATA_DIR or --config.data.root=TFDS. From the
+extracted archive instead:
+    --config.data.source=folder --config.data.root=EXTRACTED --config.data.category=screw
+The paper's corruption patterns: --config.data.textures=tfds:TFDS, or a folder with DTD.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.paper_setting import category_config
+
+# The paper speaks of rotations and flips by category and does not list them. The rule here: a
+# transform is used if normal parts could be photographed like that, and no defect of the
+# category consists in it.
+TEXTURES = {
+    "carpet": "flips+quarter_turns",  # no defect lies in the weave's direction
+    "grid": "flips",  # diamonds are mirror-symmetric, but higher than wide
+    "leather": "flips+quarter_turns",  # no direction; no free rotation, it would blur the grain
+    "tile": "flips+quarter_turns",  # speckles without direction, blurred by free rotation
+    "wood": "flips",  # the grain runs one way
+}
+OBJECTS = {
+    "bottle": "rotation",  # round, seen from above
+    "cable": "none",  # the three cores have their places: cable_swap
+    "capsule": "none",  # print and halves lie one way round: faulty_imprint
+    "hazelnut": "flips+rotation",  # lies as it fell
+    "metal_nut": "rotation",  # lies as it fell, but its mirror image is the defect flip
+    "pill": "none",  # the imprint lies one way round: faulty_imprint
+    "screw": "rotation",  # lies as it fell; a mirrored thread is left-handed
+    "toothbrush": "horizontal_flip",  # upright and symmetric
+    "transistor": "none",  # stands on its legs in one place: misplaced
+    "zipper": "none",  # upright; the rows of teeth are offset
+}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """`arg`: one of the fifteen categories."""
+    return category_config("mvtec_ad", arg, TEXTURES | OBJECTS, texture=arg in TEXTURES)

@@ -1,0 +1,86 @@
+"""Every configuration file yields a valid Config; the paper's sizes; arguments are checked."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs import mvtec, visa
+from data_pipelines.errors import BadInput
+from pae_jax import config as configuration
+from pae_jax.augmentation import check_policy
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+CATEGORIES = {"mvtec": mvtec.TEXTURES | mvtec.OBJECTS, "visa": visa.OBJECTS}
+
+
+def load(name: str, *overrides: str) -> configuration.Config:
+    file, _, argument = name.partition(":")
+    return configuration.load(f"{CONFIGS / file}.py:{argument}", overrides)
+
+
+def names() -> list[str]:
+    """Every file with a get_config, and of the benchmarks every category."""
+    found = []
+    for path in sorted(CONFIGS.glob("*.py")):
+        if "def get_config(" in path.read_text():
+            found += [f"{path.stem}:{c}" for c in CATEGORIES.get(path.stem, [""])]
+    return found
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_configuration_is_valid(name):
+    overrides = ["--config.data.root=somewhere"] if name == "folder:" else []
+    config = load(name, *overrides)
+    check_policy(config.data.augmentation, config.data.shape)
+    stride = 2 ** len(config.model.widths)
+    assert config.data.size % stride == 0
+    # Of the outermost taps of the widest dilation, one at least falls on the map's other half.
+    side = config.data.size // stride
+    assert max(config.model.rates) * (config.model.kernel // 2) <= side // 2
+
+
+def test_the_default_file_and_the_dataclasses_agree():
+    assert load("default:") == configuration.Config()
+
+
+def test_the_benchmarks_name_the_categories_of_their_datasets():
+    # In another process: importing TensorFlow Datasets takes long and stays.
+    code = (
+        "from data_pipelines import mvtec_ad, visa\n"
+        "print(*sorted(mvtec_ad.CATEGORIES), *sorted(visa.CATEGORIES))"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    expected = sorted(CATEGORIES["mvtec"]) + sorted(CATEGORIES["visa"])
+    assert printed.stdout.split() == expected
+
+
+def test_textures_and_objects_have_the_papers_sizes():
+    texture, thing, board = load("mvtec:carpet"), load("mvtec:screw"), load("visa:pcb1")
+    assert (texture.data.shape, texture.model.kernel) == ((512, 512), 3)
+    assert (thing.data.shape, thing.model.kernel) == ((256, 256), 5)
+    assert (board.data.shape, board.model.kernel) == ((256, 256), 5)
+    assert thing.optimizer.learning_rate == 1e-4
+    assert thing.objective.weight == 0.5
+    assert thing.data.category == "mvtec_ad/screw"
+
+
+@pytest.mark.parametrize("name", ["mvtec:", "mvtec:screws", "visa:screw"])
+def test_an_unknown_category_is_one_line_with_the_known_ones(name):
+    with pytest.raises(BadInput, match=r"no category.*; \w+, \w+, ") as error:
+        load(name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_must_be_named():
+    with pytest.raises(BadInput, match=r"^data\.root: "):
+        load("folder:")
+
+
+def test_a_benchmark_can_be_read_from_its_extracted_folder():
+    overrides = ["source=folder", "root=extracted", "category=screw"]
+    config = load("mvtec:screw", *(f"--config.data.{word}" for word in overrides))
+    assert config.data.spec[:3] == ("folder", "extracted", "screw")
