@@ -48,6 +48,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # ---- model: a U-Net with a bottleneck of stacked dilated convolutions (§4) ----
     config.model = model = ConfigDict()
     model.name = "unet"
+    model.stem = 1  # works on blocks of stem × stem pixels as channels: 2 is about 3 × faster
     model.widths = (64, 128, 256)  # channels of a stage; one 2×2 pooling after each
     model.convolutions = 2  # 3×3 convolutions of a stage
     model.bottleneck_layers = 2
@@ -118,6 +119,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     evaluation.native_size = False  # metrics at the images' own size, maps upsampled
     evaluation.aupro_limit = 0.3  # largest false-positive rate of the per-region overlap
     evaluation.bootstrap = 1_000  # resamples of the images for the intervals; 0: none
+    evaluation.diagnostics = True  # is f a projection? on held-out normal images
     evaluation.batch_size = 16
     evaluation.seed = 0  # of the bootstrap
     return config

@@ -92,6 +92,7 @@ class CorruptionConfig:
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     name: str = _field("unet", choices=("unet",))
+    stem: int = _field(1, at_least=1)
     widths: tuple[int, ...] = (64, 128, 256)
     convolutions: int = _field(2, at_least=1)
     bottleneck_layers: int = _field(2, at_least=0)
@@ -186,6 +187,7 @@ class EvalConfig:
     native_size: bool = False
     aupro_limit: float = _field(0.3, above=0.0, at_most=1.0)
     bootstrap: int = _field(1_000, at_least=0)
+    diagnostics: bool = True
     batch_size: int = _field(16, at_least=1)
     seed: int = _field(0, at_least=0, at_most=2**31 - 1)
 
@@ -328,7 +330,8 @@ def override(values: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
         for part in sections:
             section = section.get(part) if isinstance(section, dict) else None
         if not isinstance(section, dict) or name not in section:
-            raise BadInput(f"{key}: no such key{_hint(name, section, key)}")
+            hint = _hint(name, section, key) if isinstance(section, dict) else ""
+            raise BadInput(f"{key}: no such key{hint}")
         if isinstance(section[name], dict):
             raise BadInput(f"{key}: is a section; set one of {', '.join(section[name])}")
         section[name] = text if isinstance(section[name], str) else _literal(text)
@@ -342,6 +345,6 @@ def _literal(text: str) -> Any:
         return text  # no literal: the type check will name the key
 
 
-def _hint(name: str, section: Any, key: str) -> str:
-    near = difflib.get_close_matches(name, section or (), n=1)
+def _hint(name: str, section: Mapping[str, Any], key: str) -> str:
+    near = difflib.get_close_matches(name, section, n=1)
     return f"; did you mean {key.removesuffix(name)}{near[0]}?" if near else ""

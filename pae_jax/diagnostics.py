@@ -4,7 +4,7 @@ Every number is taken on normal images that f was not trained on and on corrupti
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -67,6 +67,11 @@ def diagnose(
         jax.device_get(run(f, clean, batch, jax.random.fold_in(key, i)))
         for i, batch in enumerate(batches)
     ]
+    return summarise(found)
+
+
+def summarise(found: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """Per-image values of several batches → one number a name, as `diagnose` returns; host."""
     together = {name: np.concatenate([values[name] for values in found]) for name in found[0]}
     return {name: _summary(name, values) for name, values in together.items()}
 
@@ -84,9 +89,9 @@ def errors(f: Callable, batch: CorruptedBatch) -> PerImage:
         clean image and not to ℳ (eq. 8). NaN for an uncorrupted image, or once x is met.
     """
     corrupted, clean, mask = batch
-    iterates = [corrupted]
-    for _ in range(APPLICATIONS):
-        iterates.append(f(iterates[-1]))
+    # A scan, so that f is compiled once for all its applications.
+    _, images = jax.lax.scan(lambda x, _: (f(x),) * 2, corrupted, length=APPLICATIONS)
+    iterates = [corrupted, *images]
     distances = [_norm(iterate - clean) for iterate in iterates]
     channels = clean.shape[-1]
 

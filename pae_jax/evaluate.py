@@ -12,12 +12,30 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.dataset import TestSplit, open_test
 from data_pipelines.items import GOOD
-from pae_jax import bootstrap, checkpoint, metrics, pictures, predict, provenance, report
+from pae_jax import (
+    augmentation,
+    bootstrap,
+    checkpoint,
+    diagnostics,
+    metrics,
+    pictures,
+    predict,
+    preprocess,
+    provenance,
+    report,
+    rng,
+    train,
+    unet,
+    validation,
+)
 
+NORMAL_IMAGES = 256  # at most so many, from which tangents to ℳ are estimated
 Pairs = Callable[[Sequence[int]], Iterator[tuple[np.ndarray, np.ndarray]]]
 
 
@@ -79,6 +97,7 @@ def evaluate(
             **_decisions(found.scores[settings.score] > limits.score, test.labels),
         },
         "evaluated_at": {"size": size, "network_shape": list(model.config.data.shape)},
+        "diagnostics": _diagnose(model) if settings.diagnostics else {},
         "images": {kind: test.types.count(kind) for kind in (GOOD, *types)},
         "provenance": provenance.describe(model.config, step=model.step),
     }
@@ -88,6 +107,24 @@ def evaluate(
         _write_maps(out / "maps" / _category(model), test, found.maps)
     report.write_report(out / "report.html", _report(model, test, found, limits, record))
     return Evaluation(record, out / "report.html")
+
+
+def _diagnose(model: predict.Model) -> dict[str, float]:
+    """Is f a projection? On held-out images under held-out corruptions; no test image."""
+    config, seed = model.config, model.config.train.seed
+    data, textures = train.open_data(config)
+    key = rng.stream(jax.random.key(seed), "diagnostics")
+    normal = preprocess.to_float(jnp.asarray(data.images[:NORMAL_IMAGES]))
+    clean = augmentation.augment(key, normal, "none", config.data.train_shape)
+    examples = validation.fixed_examples(data.held_out, textures.held_out, config)
+    return diagnostics.diagnose(
+        unet.bind(config.model, model.params),
+        clean,
+        examples,
+        key,
+        tolerance=config.eval.tolerance,
+        max_steps=config.eval.max_steps,
+    )
 
 
 def format_table(evaluation: Evaluation) -> str:
@@ -100,6 +137,8 @@ def format_table(evaluation: Evaluation) -> str:
         lines.append(f"{name:22s} {_number(record[name])}{interval}")
     columns = ("images", "image_auroc_sum", "image_auroc_max", "image_auroc_topk")
     columns += ("pixel_auroc", "pixel_ap", "pixel_aupro")
+    for name, value in record["diagnostics"].items():
+        lines.append(f"{name:22s} {_number(value)}")
     lines.append("\n" + f"{'defect type':16s}" + "".join(f"{name:>18s}" for name in columns))
     for kind, row in record["per_type"].items():
         cells = [f"{row['images']}", *(_number(row[name]) for name in columns[1:])]

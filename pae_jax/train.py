@@ -48,7 +48,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> TrainResult:
     mesh = sharding.make_mesh(config)
     augmentation.check_policy(config.data.augmentation, config.data.shape)
     checkpoint.check_workdir(workdir, config)
-    data, textures = _open(config)
+    data, textures = open_data(config)
     with contextlib.ExitStack() as stack:
         stack.enter_context(checkpoint.claim_workdir(workdir, config, _describe(data, textures)))
         checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir, keep=train.keep))
@@ -102,7 +102,8 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> TrainResult:
     raise AssertionError("the loop returns")
 
 
-def _open(config: Config) -> tuple[TrainingSplit, Textures]:
+def open_data(config: Config) -> tuple[TrainingSplit, Textures]:
+    """The training images with those held out, and the textures likewise."""
     data = config.data
     split = open_training(data.spec, holdout=data.holdout, seed=config.train.seed)
     textures = open_textures(

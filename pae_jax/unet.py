@@ -127,6 +127,20 @@ def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     return x.reshape(b, 2 * h, 2 * w, c)
 
 
+def space_to_depth(x: Float[Array, "b h w c"], factor: int) -> Float[Array, "b hh ww cc"]:
+    """Blocks of factor × factor pixels become channels: (b, h/factor, w/factor, c·factor²)."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // factor, factor, w // factor, factor, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // factor, w // factor, factor**2 * c)
+
+
+def depth_to_space(x: Float[Array, "b h w c"], factor: int) -> Float[Array, "b hh ww cc"]:
+    """The inverse of `space_to_depth`."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h, w, factor, factor, c // factor**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * factor, w * factor, c // factor**2)
+
+
 def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int) -> Float[Array, "b hh ww c"]:
     """Pads bottom and right by symmetric reflection until `multiple` divides h and w."""
     pads = [(0, -size % multiple) for size in x.shape[1:3]]
@@ -145,9 +159,9 @@ class UNet(nn.Module):
         remat: Callable[[type[nn.Module]], Any] = nn.remat if config.remat else lambda block: block
         stage, dilated = remat(Stage), remat(DilatedLayer)
         _, height, width, channels = x.shape
-        y = pad_to_multiple(x, 2 ** len(config.widths)).astype(jnp.dtype(config.dtype))
+        y = pad_to_multiple(x, config.stem * 2 ** len(config.widths))
         # Centred input: the first convolution then starts from values of both signs.
-        y = 2 * y - 1
+        y = space_to_depth(2 * y.astype(jnp.dtype(config.dtype)) - 1, config.stem)
 
         encoded = []
         for i, stage_width in enumerate(config.widths):
@@ -163,8 +177,8 @@ class UNet(nn.Module):
             y = stage(stage_width, config, name=f"decoder_{i}")(y)
 
         # The output leaves in float32: the loss and the iterates of f are not rounded.
-        y = _convolution(channels, 1, config)(y).astype(jnp.float32)
-        return nn.sigmoid(y)[:, :height, :width]
+        y = _convolution(channels * config.stem**2, 1, config)(y).astype(jnp.float32)
+        return nn.sigmoid(depth_to_space(y, config.stem))[:, :height, :width]
 
 
 BACKBONES = {"unet": UNet}  # by `model.name`: modules built from a ModelConfig

@@ -5,11 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from pae_jax import metrics, objective, pictures, rng, unet
+from pae_jax import diagnostics, metrics, objective, pictures, rng, unet
 from pae_jax.config import Config
 from pae_jax.corruption import CorruptedBatch
 from pae_jax.predict import localise
@@ -53,8 +52,7 @@ def make_validate(
     """A function of the parameters that returns metrics of the examples and a picture panel.
 
     The metrics: "loss" (eq. 1), "pixel_ap" and "pixel_auroc" of the anomaly map against M > 0.1,
-    "preserved" and "corrected", the root mean square of f(x̂)−x outside and inside the mask
-    (weighted by 1−M and M), and "bias", that of f(x)−x, the deviation from the identity on ℳ.
+    and what `diagnostics.errors` measures of f as a projection.
     """
 
     @jax.jit
@@ -62,21 +60,14 @@ def make_validate(
         f = unet.bind(config.model, params)
         corrupted, clean, mask = batch
         reconstruction, maps = localise(f, corrupted, config.eval)
-        restored = f(corrupted)
-        loss = objective.reconstruction_loss(restored, clean, mask, weight=config.objective.weight)
-        values = {
-            "loss": jnp.mean(loss),
-            "preserved": _weighted_mean(jnp.square(restored - clean), 1 - mask),
-            "corrected": _weighted_mean(jnp.square(restored - clean), mask),
-            "bias": jnp.mean(jnp.square(f(clean) - clean)),
-        }
-        return values, reconstruction, maps
+        loss = objective.reconstruction_loss(
+            f(corrupted), clean, mask, weight=config.objective.weight
+        )
+        return {"loss": loss, **diagnostics.errors(f, batch)}, reconstruction, maps
 
     def validate(params: Any) -> tuple[dict[str, float], np.ndarray]:
         outputs = [jax.device_get(measure(params, batch)) for batch in examples]
-        values = {k: float(np.mean([v[k] for v, _, _ in outputs])) for k in outputs[0][0]}
-        for name in ("preserved", "corrected", "bias"):
-            values[name] = values[name] ** 0.5
+        values = diagnostics.summarise([found for found, _, _ in outputs])
         maps = np.concatenate([m for _, _, m in outputs])
         anomalous = np.concatenate([np.asarray(b.mask[..., 0]) for b in examples]) > VISIBLE
         values["pixel_ap"] = metrics.average_precision(maps, anomalous)
@@ -84,11 +75,6 @@ def make_validate(
         return values, _panel(examples[0], outputs[0][1], outputs[0][2])
 
     return validate
-
-
-def _weighted_mean(values: Array, weights: Array) -> Array:
-    total = values.shape[-1] * jnp.sum(weights)
-    return jnp.sum(weights * values) / jnp.where(total > 0, total, 1)
 
 
 def _panel(batch: CorruptedBatch, reconstruction: np.ndarray, maps: np.ndarray) -> np.ndarray:

@@ -9,7 +9,16 @@ from flax import linen as nn
 
 from data_pipelines.errors import BadInput
 from pae_jax.config import ModelConfig, from_config_dict
-from pae_jax.unet import GroupNorm, UNet, max_pool, pad_to_multiple, parameter_count, upsample
+from pae_jax.unet import (
+    GroupNorm,
+    UNet,
+    depth_to_space,
+    max_pool,
+    pad_to_multiple,
+    parameter_count,
+    space_to_depth,
+    upsample,
+)
 
 TINY = ModelConfig(widths=(4, 8), branch_width=4, rates=(1, 2), kernel=3, bottleneck_layers=1)
 
@@ -52,6 +61,15 @@ def test_pool_and_upsample_against_numpy():
     blocks = np.stack([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)])
     np.testing.assert_array_equal(max_pool(jnp.asarray(x)), blocks.max(0))
     np.testing.assert_array_equal(upsample(jnp.asarray(x)), x.repeat(2, axis=1).repeat(2, axis=2))
+
+
+def test_a_stem_keeps_size_and_position():
+    x = jax.random.uniform(jax.random.key(0), (2, 6, 4, 3))
+    blocks = space_to_depth(x, 2)
+    np.testing.assert_array_equal(blocks[:, 1, 0].reshape(2, 2, 2, 3), x[:, 2:4, 0:2])
+    np.testing.assert_array_equal(depth_to_space(blocks, 2), x)
+    net, variables, x = build(dataclasses.replace(TINY, stem=2), (1, 18, 13, 3))
+    assert jax.jit(net.apply)(variables, x).shape == x.shape
 
 
 def test_an_image_has_the_same_bits_whatever_its_mates():
