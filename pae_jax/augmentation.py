@@ -9,25 +9,27 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
+from jaxtyping import Key as KeyArray
 
 from data_pipelines.errors import BadInput
 from pae_jax import rng
 
 Image = Float[Array, "h w c"]
-Key = PRNGKeyArray
+Key = KeyArray[Array, ""]
+Keys = KeyArray[Array, "*keys"]  # of the batch, or one for each example
 
 # The share of the side by which `shift` moves an image at most.
 MAX_SHIFT = 1 / 16
 
 
 def augment(
-    key: Key, images: Float[Array, "b h w c"], policy: str, shape: tuple[int, int]
+    key: Keys, images: Float[Array, "b h w c"], policy: str, shape: tuple[int, int]
 ) -> Float[Array, "b height width c"]:
     """Each image under its own random transforms.
 
     Args:
-      key: example i's transform depends on `key` and i alone.
+      key: one key, or (b,) keys: example i depends on `key` and i, or on `key[i]`, alone.
       images: (b, h, w, c) in [0, 1].
       policy: names of `POLICIES` joined by "+", for example "quarter_turns+horizontal_flip".
       shape: (height, width) of the random crop that follows; at most (h, w).
@@ -38,7 +40,7 @@ def augment(
     check_policy(policy, (images.shape[1], images.shape[2]))
     transforms = [POLICIES[name] for name in policy.split("+")]
 
-    def one(key: Key, image: Image) -> Image:
+    def one(key: Key, image: Image) -> Float[Array, "height width c"]:
         *keys, crop_key = jax.random.split(key, len(transforms) + 1)
         for transform, transform_key in zip(transforms, keys, strict=True):
             image = transform(transform_key, image)
@@ -83,11 +85,12 @@ def resample(
     """
 
     def neighbours(position: Array, size: int) -> tuple[Array, Array, Array]:
-        folded = jnp.mod(position + 0.5, 2 * size)  # reflection about the outer pixel edges
-        folded = jnp.clip(jnp.minimum(folded, 2 * size - folded) - 0.5, 0, size - 1)
-        low = jnp.floor(folded)
-        index = low.astype(jnp.int32)
-        return index, jnp.minimum(index + 1, size - 1), (folded - low)[..., None]
+        # Reflection about the outer edges of the border pixels: a triangle wave.
+        edge = position + 0.5
+        folded = jnp.abs(edge - 2 * size * jnp.round(edge / (2 * size))) - 0.5
+        folded = jnp.clip(folded, 0, size - 1)
+        index = folded.astype(jnp.int32)
+        return index, jnp.minimum(index + 1, size - 1), (folded - index)[..., None]
 
     top, bottom, v = neighbours(y, image.shape[0])
     left, right, u = neighbours(x, image.shape[1])

@@ -5,13 +5,15 @@
 `config.CorruptionConfig`. All of them see one example; `corrupt` maps over the batch.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
+from jaxtyping import Key as KeyArray
 
 from pae_jax import augmentation, rng
 from pae_jax.config import CorruptionConfig
@@ -20,7 +22,11 @@ Image = Float[Array, "h w 3"]
 Texture = Float[Array, "th tw 3"]
 Mask = Float[Array, "h w"]
 Scalar = Float[Array, ""]
-Key = PRNGKeyArray
+Key = KeyArray[Array, ""]
+Keys = KeyArray[Array, "*keys"]  # of the batch, or one for each example
+
+# Knots along either axis of a blob's distortion field.
+KNOTS = 9
 
 
 class CorruptedBatch(NamedTuple):
@@ -32,7 +38,7 @@ class CorruptedBatch(NamedTuple):
 
 
 def corrupt(
-    key: Key,
+    key: Keys,
     images: Float[Array, "b h w 3"],
     textures: Float[Array, "b th tw 3"],
     config: CorruptionConfig,
@@ -40,7 +46,7 @@ def corrupt(
     """Corrupts each image by its own random mask and pattern.
 
     Args:
-      key: example i's corruption depends on `key` and i alone.
+      key: one key, or (b,) keys: example i depends on `key` and i, or on `key[i]`, alone.
       images: x, (b, h, w, 3) in [0, 1].
       textures: (b, th, tw, 3) in [0, 1], any size; textures whose three channels are equal keep
         them equal, so pass grey textures with grey images.
@@ -68,23 +74,103 @@ def paste_texture(
     key: Key, image: Image, texture: Texture, config: CorruptionConfig
 ) -> tuple[Image, Mask]:
     """The paper's corruption (§2.1): a transformed texture under a mask of `config.mask`."""
-    mask_key, view_key, colour_key = jax.random.split(key, 3)
+    mask_key, pattern_key = jax.random.split(key)
     shape = image.shape[0], image.shape[1]
-    y = change_colour(
-        colour_key,
-        random_view(view_key, texture, shape),
-        brightness=config.brightness,
-        contrast=config.contrast,
-    )
+    y = random_pattern(pattern_key, texture, shape, config)
     return y, MASKS[config.mask](mask_key, shape, config)
+
+
+def draem(key: Key, image: Image, texture: Texture, config: CorruptionConfig) -> tuple[Image, Mask]:
+    """DRAEM's corruption (arXiv 2108.07610, §3.2): a texture under thresholded Perlin noise.
+
+    As published: a hard mask, noise of 1 to 32 cells a side, opacity β ~ U[0.1, 1]; `config.mask`
+    and the opacity range are not read. Published too: `clean` = 0.5. Left out: the rotation of
+    the noise.
+    """
+    pattern_key, cells_key, noise_key, opacity_key = jax.random.split(key, 4)
+    shape = image.shape[0], image.shape[1]
+    y = random_pattern(pattern_key, texture, shape, config)
+    cells = 2.0 ** jax.random.randint(cells_key, (2,), 0, 6)
+    noise = gradient_noise(noise_key, shape, jnp.array(shape) / cells, min_cell=min(shape) / 32)
+    opacity = jax.random.uniform(opacity_key, minval=0.1, maxval=1.0)
+    # DRAEM scales the noise by √2 before it cuts at 0.5.
+    return y, opacity * (math.sqrt(2) * noise > 0.5)
+
+
+def cutpaste(
+    key: Key, image: Image, texture: Texture, config: CorruptionConfig
+) -> tuple[Image, Mask]:
+    """CutPaste (arXiv 2104.04015, §3.1): a piece of the same image, elsewhere, its tone jittered.
+
+    As published: a patch of 2 to 15 % of the area and aspect 0.3 to 3.3, or, half of the time, a
+    scar: a thin strip turned by up to 45°; opacity 1, hard edges, brightness and contrast
+    changed by up to 0.1. Left out: jitter of saturation and hue, and turning the strip's content
+    with its outline. `config` is not read.
+    """
+    del texture, config
+    height, width, _ = image.shape
+    side = math.sqrt(height * width)
+    form_key, size_key, angle_key, place_key, tone_key = jax.random.split(key, 5)
+    scar = jax.random.bernoulli(form_key)
+    u, v = jax.random.uniform(size_key, (2,))
+    area, aspect = 0.02 + 0.13 * u, 0.3 * (3.3 / 0.3) ** v
+    patch = jnp.stack([jnp.sqrt(area * aspect), jnp.sqrt(area / aspect)])
+    strip = jnp.stack([10 + 15 * u, 2 + 14 * v]) / 256  # published in pixels of a side of 256
+    half = jnp.maximum(side / 2 * jnp.where(scar, strip, patch), 0.5)
+    angle = jnp.where(scar, jax.random.uniform(angle_key, minval=-1.0) * math.pi / 4, 0.0)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+
+    # Both places lie inside the image where the piece fits at all.
+    size = jnp.array([height, width], jnp.float32)
+    reach = jnp.stack(
+        [half[0] * cos + half[1] * jnp.abs(sin), half[1] * cos + half[0] * jnp.abs(sin)]
+    )
+    reach = jnp.minimum(reach, size / 2)
+    low, high = reach, size - reach
+    source, target = jax.random.uniform(place_key, (2, 2), minval=low, maxval=high)
+    move = jnp.round(target - source).astype(jnp.int32)
+    moved = jnp.roll(image, move, axis=(0, 1))
+    y = change_tone(tone_key, moved, brightness=0.1, contrast=0.1)
+    rows = (jnp.arange(height) + 0.5 - target[0])[:, None]
+    columns = (jnp.arange(width) + 0.5 - target[1])[None, :]
+    along, across = cos * rows + sin * columns, cos * columns - sin * rows
+    inside = (jnp.abs(along) <= half[0]) & (jnp.abs(across) <= half[1])
+    return y, inside.astype(image.dtype)
+
+
+def riad(key: Key, image: Image, texture: Texture, config: CorruptionConfig) -> tuple[Image, Mask]:
+    """RIAD (Zavrtanik et al. 2021, §3.1): one of three disjoint sets of cells is blacked out.
+
+    Each square cell, of side 2, 4, 8 or 16 pixels (drawn per example), belongs to one of the
+    sets with equal probability; the published sets are equally large. `config` is not read.
+    """
+    del texture, config
+    size_key, set_key = jax.random.split(key)
+    side = 2 ** jax.random.randint(size_key, (), 1, 5)
+    height, width, _ = image.shape
+    member = _uniform(set_key, -(-height // 2), -(-width // 2)) < 1 / 3
+    mask = member[jnp.arange(height) // side][:, jnp.arange(width) // side]
+    return jnp.zeros_like(image), mask.astype(image.dtype)
 
 
 KINDS: dict[str, Callable[[Key, Image, Texture, CorruptionConfig], tuple[Image, Mask]]] = {
     "texture": paste_texture,
+    "draem": draem,
+    "cutpaste": cutpaste,
+    "riad": riad,
 }
 
 
 # Patterns.
+
+
+def random_pattern(
+    key: Key, texture: Texture, shape: tuple[int, int], config: CorruptionConfig
+) -> Float[Array, "h w 3"]:
+    """y of eq. 13: a random view of a texture, its colours and tone changed."""
+    view_key, colour_key, tone_key = jax.random.split(key, 3)
+    y = permute_channels(colour_key, random_view(view_key, texture, shape))
+    return change_tone(tone_key, y, brightness=config.brightness, contrast=config.contrast)
 
 
 def random_view(key: Key, texture: Texture, shape: tuple[int, int]) -> Float[Array, "h w 3"]:
@@ -93,57 +179,36 @@ def random_view(key: Key, texture: Texture, shape: tuple[int, int]) -> Float[Arr
     The texture is continued by reflection, so one of any size fills any `shape` at its own
     scale. Larger steps than two pixels would alias, since `resample` does not low-pass.
     """
-    place_key, scale_key, angle_key, flip_key = jax.random.split(key, 4)
-    size = jnp.array(texture.shape[:2], jnp.float32)
-    top, left = jax.random.uniform(place_key, (2,)) * size - 0.5
-    step = 2 ** jax.random.uniform(scale_key, minval=-1.0, maxval=1.0)
-    angle = jax.random.uniform(angle_key, maxval=2 * math.pi)
+    number = jax.random.uniform(key, (5,))
+    top, left = number[0] * texture.shape[0] - 0.5, number[1] * texture.shape[1] - 0.5
+    step, angle = 2 ** (2 * number[2] - 1), 2 * math.pi * number[3]
     cos, sin = step * jnp.cos(angle), step * jnp.sin(angle)
-    mirror = jax.random.rademacher(flip_key, (), jnp.float32)
+    mirror = jnp.where(number[4] < 0.5, -1.0, 1.0)
     y = (jnp.arange(shape[0]) - (shape[0] - 1) / 2)[:, None]
     x = mirror * (jnp.arange(shape[1]) - (shape[1] - 1) / 2)[None, :]
     return augmentation.resample(texture, top + cos * y + sin * x, left + cos * x - sin * y)
 
 
-def change_colour(
-    key: Key,
-    image: Image,
-    *,
-    brightness: float,
-    contrast: float,
-    saturation: float = 0.5,
-    hue: float = 0.5,
-) -> Image:
-    """Random hue, saturation, contrast and brightness, clipped to [0, 1].
+def permute_channels(key: Key, image: Image) -> Image:
+    """The colours under a random permutation of the channels; grey stays grey.
 
-    Hue turns a colour about the grey axis, saturation scales its distance from it. Both leave
-    grey alone, and the other two act on all channels alike: equal channels stay equal.
+    Changes of hue or saturation would mix the channels; XLA then repeats the gathers of
+    `random_view` for each of them, which is several times slower on a CPU.
+    """
+    orders = jnp.array(list(itertools.permutations(range(3))))
+    return image[..., orders[jax.random.randint(key, (), 0, len(orders))]]
+
+
+def change_tone(key: Key, image: Image, *, brightness: float, contrast: float) -> Image:
+    """Random contrast and brightness, clipped to [0, 1]; alike in all channels.
 
     Args:
       image: (h, w, 3) in [0, 1].
-      brightness: the largest offset added.
-      contrast, saturation: the factor lies in 1 ± this.
-      hue: the largest turn, as a share of the full circle.
+      brightness: the largest offset.
+      contrast: the factor about mid-grey lies in 1 ± this.
     """
-    offset, gain, chroma, turn = jax.random.uniform(key, (4,), minval=-1.0)
-    gain, chroma = 1 + contrast * gain, 1 + saturation * chroma
-    cos, sin = (
-        chroma * jnp.cos(2 * math.pi * hue * turn),
-        chroma * jnp.sin(2 * math.pi * hue * turn),
-    )
-    red, green, blue = image[..., 0], image[..., 1], image[..., 2]
-    grey = (red + green + blue) / 3
-    lightness = gain * (grey - 0.5) + 0.5 + brightness * offset
-
-    def channel(this: Array, following: Array, preceding: Array) -> Array:
-        return cos * (this - grey) + sin / math.sqrt(3) * (preceding - following)
-
-    turned = (
-        channel(red, green, blue),
-        channel(green, blue, red),
-        channel(blue, red, green),
-    )
-    return jnp.clip(jnp.stack([lightness + gain * t for t in turned], axis=-1), 0.0, 1.0)
+    offset, gain = jax.random.uniform(key, (2,), minval=-1.0)
+    return jnp.clip((1 + contrast * gain) * (image - 0.5) + 0.5 + brightness * offset, 0.0, 1.0)
 
 
 # Mask families: (key, (h, w), config) -> M, opacity included.
@@ -151,23 +216,53 @@ def change_colour(
 
 def ellipses(key: Key, shape: tuple[int, int], config: CorruptionConfig) -> Mask:
     """Rotated ellipses, distorted elastically."""
-    return _blobs(key, shape, config, jnp.hypot, turn=math.pi, distortion=config.distortion)
+    return _blobs(key, shape, config, _euclidean, turn=math.pi, distortion=config.distortion)
 
 
 def boxes(key: Key, shape: tuple[int, int], config: CorruptionConfig) -> Mask:
     """Upright rectangles."""
-    return _blobs(key, shape, config, jnp.maximum, turn=0.0, distortion=0.0)
+    return _blobs(key, shape, config, _maximum, turn=0.0, distortion=0.0)
+
+
+def perlin(key: Key, shape: tuple[int, int], config: CorruptionConfig) -> Mask:
+    """Three octaves of gradient noise above a random level; one opacity for the whole mask.
+
+    The coarsest cells measure half of `max_axis` to twice `max_axis` of the shorter side, so that
+    the largest spots are about as wide as the largest ellipses.
+    """
+    number_key, *octave_keys = jax.random.split(key, 4)
+    number = jax.random.uniform(number_key, (3,))
+    largest = 2 * config.max_axis * min(shape)
+    cell = jnp.broadcast_to(largest / 4 ** number[0], (2,))
+    octaves = [
+        gradient_noise(octave_key, shape, cell / 2**i, min_cell=largest / 4 / 2**i) / 2**i
+        for i, octave_key in enumerate(octave_keys)
+    ]
+    noise = sum(octaves[1:], start=octaves[0])
+    noise /= jnp.maximum(jnp.max(noise), 1e-6)
+    level = 0.2 + 0.5 * number[1]
+    ramp = (noise - level) / ((1 - level) * config.softness)
+    return _opacity(number[2], config) * _smoothstep(ramp)
 
 
 MASKS: dict[str, Callable[[Key, tuple[int, int], CorruptionConfig], Mask]] = {
     "ellipses": ellipses,
+    "perlin": perlin,
     "boxes": boxes,
 }
 
 
-def _opacity(key: Key, config: CorruptionConfig) -> Scalar:
-    """α ~ U(min_opacity, max_opacity]: mass near zero (A.2), yet never zero."""
-    return config.max_opacity - jax.random.uniform(key) * (config.max_opacity - config.min_opacity)
+def _opacity(number: Scalar, config: CorruptionConfig) -> Scalar:
+    """α ~ U(min_opacity, max_opacity] for a number in [0, 1): mass near zero (A.2), never zero."""
+    return config.max_opacity - number * (config.max_opacity - config.min_opacity)
+
+
+def _euclidean(y: Array, x: Array) -> Array:
+    return jnp.sqrt(y * y + x * x)
+
+
+def _maximum(y: Array, x: Array) -> Array:
+    return jnp.maximum(jnp.abs(y), jnp.abs(x))
 
 
 def _blobs(
@@ -187,44 +282,76 @@ def _blobs(
     """
     height, width = shape
     side = min(shape)
-    count_key, blob_key = jax.random.split(key)
+    count_key, number_key, field_key = jax.random.split(key, 3)
     count = jax.random.randint(count_key, (), config.min_blobs, config.max_blobs + 1)
+    numbers = _uniform(number_key, config.max_blobs, 6)
+    knots = math.sqrt(12) * (_uniform(field_key, config.max_blobs, 2, KNOTS, KNOTS) - 0.5)
 
-    def blob(key: Key) -> Mask:
-        place_key, axes_key, angle_key, field_key, opacity_key = jax.random.split(key, 5)
-        place = jax.random.uniform(place_key, (2,))
-        y = jnp.arange(height) + 0.5 - place[0] * height
-        x = jnp.arange(width) + 0.5 - place[1] * width
-        low, high = math.log(config.min_axis), math.log(config.max_axis)
-        axes = jnp.exp(jax.random.uniform(axes_key, (2,), minval=low, maxval=high))
+    def blob(number: Float[Array, "6"], knots: Float[Array, "2 knots knots"]) -> Mask:
+        y = jnp.arange(height) + 0.5 - number[0] * height
+        x = jnp.arange(width) + 0.5 - number[1] * width
+        axes = config.min_axis * (config.max_axis / config.min_axis) ** number[2:4]
         axes = jnp.maximum(axes * side, 1.0)
-        angle = jax.random.uniform(angle_key, maxval=turn)
-        scale = jnp.max(axes) / 2
-        field = scale * distortion * _smooth_field(field_key, y / scale, x / scale)
+        cos, sin = jnp.cos(turn * number[4]), jnp.sin(turn * number[4])
+        scale = jnp.max(axes) / 2  # between the knots
+        field = distortion * scale * _smooth_field(knots, y / scale, x / scale)
         y, x = y[:, None] + field[0], x[None, :] + field[1]
-        cos, sin = jnp.cos(angle), jnp.sin(angle)
-        radius = norm(jnp.abs(cos * y + sin * x) / axes[0], jnp.abs(cos * x - sin * y) / axes[1])
-        return _opacity(opacity_key, config) * _smoothstep((1 - radius) / config.softness)
+        radius = norm((cos * y + sin * x) / axes[0], (cos * x - sin * y) / axes[1])
+        return _opacity(number[5], config) * _smoothstep((1 - radius) / config.softness)
 
-    blobs = jax.vmap(blob)(jax.random.split(blob_key, config.max_blobs))
+    blobs = jax.vmap(blob)(numbers, knots)
     active = (jnp.arange(config.max_blobs) < count)[:, None, None]
     return jnp.max(jnp.where(active, blobs, 0.0), axis=0)
 
 
-def _smooth_field(key: Key, y: Float[Array, " h"], x: Float[Array, " w"]) -> Float[Array, "2 h w"]:
-    """Two smooth random fields with correlation length 1 around the origin, 0 far from it.
+def gradient_noise(
+    key: Key, shape: tuple[int, int], cell: Float[Array, "2"], *, min_cell: float
+) -> Mask:
+    """Perlin's gradient noise with a random phase, in [−1/√2, 1/√2].
 
-    Cubic B-splines on a lattice of normal numbers: twice differentiable, and separable, thus
+    The sum over a cell's corners of fade(y)·fade(x)·(gradient · offset) is separable, thus four
+    small matrix products instead of gathers.
+
+    Args:
+      cell: height and width of a cell in pixels. Cells below two pixels count as two: at one
+        pixel the lattice falls on the pixels, and there the noise is zero.
+      min_cell: a lower bound on `cell`; it fixes the size of the lattice.
+    """
+    angle_key, phase_key = jax.random.split(key)
+    points = [math.ceil(size / max(min_cell, 2.0)) + 2 for size in shape]
+    angle = 2 * math.pi * _uniform(angle_key, *points)
+    phase = jax.random.uniform(phase_key, (2,))
+
+    def corners(axis: int) -> tuple[Array, Array]:
+        position = jnp.arange(shape[axis]) / jnp.maximum(cell[axis], 2.0) + phase[axis]
+        offset = position[:, None] - jnp.arange(points[axis])[None, :]
+        t = jnp.maximum(1 - jnp.abs(offset), 0.0)
+        fade = t**3 * (t * (6 * t - 15) + 10)
+        return fade, fade * offset
+
+    (fade_y, ramp_y), (fade_x, ramp_x) = corners(0), corners(1)
+    return ramp_y @ jnp.sin(angle) @ fade_x.T + fade_y @ jnp.cos(angle) @ ramp_x.T
+
+
+def _smooth_field(
+    knots: Float[Array, "2 knots knots"], y: Float[Array, " h"], x: Float[Array, " w"]
+) -> Float[Array, "2 h w"]:
+    """Two smooth fields with correlation length 1 around the origin, 0 far from it.
+
+    Cubic B-splines on a lattice of random numbers of variance 1: twice differentiable, and separable, thus
     two small matrix products.
     """
-    knots = jnp.arange(-4.0, 5.0)
 
     def weights(position: Array) -> Array:
-        d = jnp.abs(position[:, None] - knots[None, :])
+        d = jnp.abs(position[:, None] - (jnp.arange(KNOTS) - KNOTS // 2)[None, :])
         return jnp.where(d < 1, 2 / 3 - d**2 + d**3 / 2, jnp.maximum(2 - d, 0.0) ** 3 / 6)
 
-    values = jax.random.normal(key, (2, len(knots), len(knots)))
-    return weights(y) @ values @ weights(x).T
+    return weights(y) @ knots @ weights(x).T
+
+
+def _uniform(key: Key, *shape: int) -> Array:
+    """U[0, 1). Drawn flat: XLA on a CPU compiles the same draw in four axes 20 × slower."""
+    return jax.random.uniform(key, (math.prod(shape),)).reshape(shape)
 
 
 def _smoothstep(t: Array) -> Array:
