@@ -26,7 +26,7 @@ class TrainState(struct.PyTreeNode):
       ema: the exponential moving average of `params`, or None when `optimizer.ema` is 0.
     """
 
-    step: Array
+    step: Any
     params: Any
     opt_state: Any
     ema: Any

@@ -13,9 +13,43 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook("pae_jax", "beartype.beartype")
 
+import runs  # noqa: E402 - after the hook, since it imports pae_jax
+
 
 @pytest.fixture
 def float64():
     """Runs a test in double precision, where an oracle needs it."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def compilation_cache(tmp_path_factory):
+    """Compiles a program once a session, for runs in processes of their own too."""
+    from jax.experimental.compilation_cache import compilation_cache as cache
+
+    directory = str(tmp_path_factory.mktemp("compiled"))
+    options = {
+        "jax_compilation_cache_dir": directory,
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_NUM_CPU_DEVICES", "8")
+        for name, value in options.items():
+            patch.setenv(name.upper(), str(value))
+            jax.config.update(name, value)
+        cache.reset_cache()
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, compilation_cache) -> runs.Run:
+    """One finished run, not to be changed: a test that would spoil it takes `runs.clone`."""
+    from pae_jax import train
+
+    root = runs.make_folder(tmp_path_factory.mktemp("images"))
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    result = train.train_and_evaluate(runs.load_config(root), workdir)
+    assert result.outcome == train.FINISHED
+    return runs.Run(root, workdir)

@@ -1,0 +1,108 @@
+"""A run small enough for tests: noise images of 24×20, a network of a few hundred weights."""
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import layouts
+import numpy as np
+
+from pae_jax import checkpoint, config, train_step
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+STEPS = 30
+
+SETTINGS = {
+    "data.source": "folder",
+    "data.size": 16,
+    "data.texture_size": 16,
+    "data.holdout": 0.3,
+    "model.widths": (4,),
+    "model.convolutions": 1,
+    "model.bottleneck_layers": 1,
+    "model.branch_width": 4,
+    "model.rates": (1,),
+    "model.kernel": 3,
+    "optimizer.learning_rate": 1e-2,
+    "train.steps": STEPS,
+    "train.batch_size": 4,
+    "train.log_every": 1,
+    "train.validate_every": 10,
+    "train.checkpoint_every": 10,
+    "train.panel_every": STEPS,
+    "train.validation_examples": 8,
+    "train.tensorboard": False,
+    "sharding.data": 1,
+    "eval.bootstrap": 20,
+    "eval.batch_size": 4,
+}
+
+
+class Run(NamedTuple):
+    """A finished training run and the folder of its images and textures."""
+
+    root: Path
+    workdir: Path
+
+
+def make_folder(root: Path) -> Path:
+    """ROOT/data in MVTec layout, ROOT/textures, and room for ROOT/cache."""
+    layouts.category(root / "data", train=12)
+    rng = np.random.default_rng(1)
+    for i in range(6):
+        pixels = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        layouts.write(root / f"textures/{i}.png", pixels)
+    return root
+
+
+def words(root: Path, **changes: object) -> list[str]:
+    """The command line of a run on `make_folder(root)`; `changes` with "__" for a key's dot."""
+    places = {
+        "data.root": root / "data",
+        "data.textures": root / "textures",
+        "data.cache": root / "cache",
+    }
+    settings = SETTINGS | places | {k.replace("__", "."): v for k, v in changes.items()}
+    overrides = [f"--config.{key}={value}" for key, value in settings.items()]
+    return [f"--config={CONFIGS / 'default.py'}", *overrides]
+
+
+def load_config(root: Path, **changes: object) -> config.Config:
+    """The configuration of the same run."""
+    file, *overrides = words(root, **changes)
+    return config.load(file.removeprefix("--config="), overrides)
+
+
+def clone(run: Run, to: Path) -> Run:
+    """A copy of a run with its images, to be spoiled by a test."""
+    shutil.copytree(run.root, to / "images")
+    shutil.copytree(run.workdir, to / "run")
+    moved = (to / "run/config.json").read_text().replace(str(run.root), str(to / "images"))
+    (to / "run/config.json").write_text(moved)
+    return Run(to / "images", to / "run")
+
+
+def read_state(workdir: Path) -> tuple[int, list[np.ndarray]]:
+    """The newest checkpoint: its step, and every array of its state."""
+    settings = checkpoint.read_config(workdir)
+    template = jax.eval_shape(lambda: train_step.init_state(settings, jax.random.key(0)))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    template = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), template
+    )
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        restored = checkpoints.restore(template)
+    assert restored is not None
+    step, state = restored
+    return step, [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def assert_same_state(workdir: Path, other: Path) -> None:
+    """Bit for bit: parameters, optimiser state and step."""
+    step, leaves = read_state(workdir)
+    other_step, others = read_state(other)
+    assert step == other_step
+    assert len(leaves) == len(others)
+    for leaf, another in zip(leaves, others, strict=True):
+        np.testing.assert_array_equal(leaf, another)
