@@ -297,21 +297,45 @@ def load(config_file: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
       BadInput: with one line that names the file or the key.
     """
+    module, argument = _run(config_file)
+    return from_config_dict(override(module["get_config"](argument).to_dict(), overrides))
+
+
+def load_sweep(config_file: str, overrides: Sequence[str] = ()) -> list[tuple[str, int, Config]]:
+    """Reads a config file that also has `sweep(add, arg)`; see `configs/ablation.py`.
+
+    Returns:
+      (variant, seed, config) of each member; overrides apply to all of them.
+
+    Raises:
+      BadInput: with one line that names the file or the key.
+    """
+    module, argument = _run(config_file)
+    if "sweep" not in module:
+        raise BadInput(f"{config_file}: defines no sweep")
+    base = override(module["get_config"](argument).to_dict(), overrides)
+    members: list[tuple[str, int, Config]] = []
+
+    def add(variant: str, seed: int, changes: Mapping[str, Any]) -> None:
+        words = [f"--config.{key}={value}" for key, value in changes.items()]
+        members.append((variant, seed, from_config_dict(override(base, words))))
+
+    module["sweep"](add, argument)
+    return members
+
+
+def _run(config_file: str) -> tuple[dict[str, Any], str | None]:
+    """The names that a config file defines, and the argument behind its colon."""
     path, _, argument = config_file.partition(":")
     if not Path(path).is_file():
         raise BadInput(f"{path}: no such config file")
     try:
-        get_config = runpy.run_path(path).get("get_config")
-        if get_config is None:
-            raise BadInput(f"{path}: defines no get_config")
-        config = get_config(argument or None)
-    except BadInput:
-        raise
-    except (SyntaxError, ImportError, OSError, UnicodeDecodeError) as error:
+        module = runpy.run_path(path)
+    except (SyntaxError, ImportError, OSError) as error:
         raise BadInput(f"{path}: cannot be read ({error})") from None
-    except ValueError as error:  # how a config file refuses its argument
-        raise BadInput(f"{config_file}: {error}") from None
-    return from_config_dict(override(config.to_dict(), overrides))
+    if "get_config" not in module:
+        raise BadInput(f"{path}: defines no get_config")
+    return module, argument or None
 
 
 def override(values: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:

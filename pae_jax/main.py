@@ -35,6 +35,15 @@ def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def _sweep(args: argparse.Namespace, overrides: list[str]) -> int:
+    from pae_jax import sweep
+
+    table = sweep.sweep(args.config, args.workdir, overrides)
+    print(table.read_text())
+    print(table)
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("pae", description=USAGE)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -55,7 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--images", required=True, help="a folder of images")
     predict.add_argument("--out", required=True, help="a new or empty folder")
     predict.set_defaults(run=_predict)
-    for verb in (train, evaluate, predict):
+
+    sweep = verbs.add_parser("sweep", help="train and evaluate the members of a sweep; one table")
+    sweep.add_argument(
+        "--config", required=True, help="a config file with a sweep, such as ablation.py"
+    )
+    sweep.add_argument("--workdir", **workdir)
+    sweep.set_defaults(run=_sweep)
+    for verb in (train, evaluate, predict, sweep):
         verb.epilog = "Any key of the configuration is set by --config.KEY=VALUE."
     return parser
 
