@@ -22,7 +22,7 @@ smoke: $(VENV)/.pae
 	$(BIN)/pae evaluate --workdir=runs/smoke
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check
