@@ -1,0 +1,307 @@
+"""pae_jax.corruption: eq. 13, the statistics of its masks, and the randomness contract."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+import scipy.stats
+
+from pae_jax import corruption, rng
+from pae_jax.config import CorruptionConfig
+
+KEY = jax.random.key(0)
+DEFAULT = CorruptionConfig()
+VARIANTS = {
+    "ellipses": DEFAULT,
+    "perlin": dataclasses.replace(DEFAULT, mask="perlin"),
+    "boxes": dataclasses.replace(DEFAULT, mask="boxes"),
+    "draem": dataclasses.replace(DEFAULT, kind="draem"),
+    "cutpaste": dataclasses.replace(DEFAULT, kind="cutpaste"),
+    "riad": dataclasses.replace(DEFAULT, kind="riad"),
+}
+
+
+def uniform(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).random(shape, np.float32)
+
+
+# Many programs, each run once or twice: spend less on compiling them.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.partial(jit, static_argnums=3)
+def corrupt(key, images, textures, config):
+    return corruption.corrupt(key, images, textures, config)
+
+
+@functools.partial(jit, static_argnums=3)
+def corrupt_and_draw_again(key, images, textures, config):
+    """The batch, and (y, M) of the same draws, which the batch does not hand out."""
+    keys = jax.vmap(lambda k: jax.random.split(k)[1])(rng.per_example(key, len(images)))
+    draw = functools.partial(corruption.KINDS[config.kind], config=config)
+    return corruption.corrupt(key, images, textures, config), jax.vmap(draw)(keys, images, textures)
+
+
+@functools.cache
+def masks(**keys) -> np.ndarray:
+    """500 masks of 64×64 pixels under the default configuration with some keys replaced."""
+    config = dataclasses.replace(DEFAULT, **keys)
+    draw = functools.partial(corruption.MASKS[config.mask], shape=(64, 64), config=config)
+    return np.asarray(jit(jax.vmap(draw))(jax.random.split(KEY, 500)))
+
+
+@functools.partial(jit, static_argnums=3)
+def kind(key, image, texture, config):
+    """(y, M) of many draws for one image."""
+    draw = corruption.KINDS[config.kind]
+    return jax.vmap(lambda k: draw(k, image, texture, config))(jax.random.split(key, 200))
+
+
+def test_registries_and_configuration_agree():
+    fields = {f.name: f.metadata["choices"] for f in dataclasses.fields(CorruptionConfig)}
+    assert set(fields["kind"]) == set(corruption.KINDS)
+    assert set(fields["mask"]) == set(corruption.MASKS)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_equation_13_in_colour_and_in_grey(name):
+    config = dataclasses.replace(VARIANTS[name], clean=0.0)
+    x, textures = uniform(1, 8, 17, 32, 3), uniform(2, 8, 20, 9, 3)
+    batch, (y, m) = corrupt_and_draw_again(KEY, x, textures, config)
+    corrupted, clean, mask = map(np.asarray, batch)
+    assert mask.shape == (8, 17, 32, 1)
+    np.testing.assert_array_equal(clean, x)
+    np.testing.assert_allclose(mask[..., 0], m, atol=1e-6)
+    np.testing.assert_allclose(corrupted, mask * y + (1 - mask) * x, atol=1e-6)
+    assert not np.array_equal(corrupted, x)
+
+    x, textures = (np.repeat(t[..., :1], 3, axis=-1) for t in (x, textures))
+    grey = np.asarray(corrupt_and_draw_again(KEY, x, textures, config)[0].corrupted)
+    np.testing.assert_array_equal(grey, np.repeat(grey[..., :1], 3, axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "texture"),
+    [
+        *((name, (1, 1), (1, 1)) for name in VARIANTS),
+        ("ellipses", (7, 300), (5, 9)),
+        ("perlin", (7, 300), (1, 400)),
+    ],
+)
+def test_any_size_stays_in_range(name, shape, texture):
+    x, textures = uniform(3, 8, *shape, 3), uniform(4, 8, *texture, 3)
+    corrupted, _, mask = map(np.asarray, corrupt(KEY, x, textures, VARIANTS[name]))
+    assert corrupted.shape == x.shape and corrupted.dtype == mask.dtype == np.float32
+    assert mask.shape == (8, *shape, 1)
+    for values in (mask, corrupted):
+        # Rounding of M + (1 − M) may exceed 1 by an ulp or two.
+        assert values.min() >= 0 and values.max() <= 1 + 1e-6
+    untouched = np.broadcast_to(mask == 0, x.shape)
+    np.testing.assert_array_equal(corrupted[untouched], x[untouched])
+
+
+def test_an_example_depends_on_its_key_alone():
+    x = np.broadcast_to(uniform(7, 1, 32, 32, 3), (6, 32, 32, 3))
+    textures = np.broadcast_to(uniform(8, 1, 32, 32, 3), (6, 32, 32, 3))
+    config = dataclasses.replace(DEFAULT, clean=0.0)
+    whole = corrupt(KEY, x, textures, config)
+    for a, b in zip(whole, corrupt(KEY, x, textures, config), strict=True):
+        np.testing.assert_array_equal(a, b)
+    part = corrupt(KEY, x[:2], textures[:2], config)
+    np.testing.assert_allclose(part.mask, whole.mask[:2], atol=1e-5)
+    np.testing.assert_allclose(part.corrupted, whole.corrupted[:2], atol=1e-5)
+    for i in range(1, 6):
+        assert not np.allclose(whole.mask[0], whole.mask[i])
+    assert not np.allclose(whole.mask, corrupt(jax.random.key(1), x, textures, config).mask)
+
+
+def test_clean_share():
+    x, textures = uniform(9, 1000, 8, 8, 3), uniform(10, 1000, 8, 8, 3)
+    config = dataclasses.replace(DEFAULT, max_blobs=1, mask="boxes")
+    corrupted, _, mask = map(np.asarray, corrupt(KEY, x, textures, config))
+    clean = mask.max(axis=(1, 2, 3)) == 0
+    assert abs(clean.mean() - 0.1) < 0.04  # 4 standard deviations
+    np.testing.assert_array_equal(corrupted[clean], x[clean])
+
+
+@pytest.mark.parametrize("family", corruption.MASKS)
+def test_opacity_is_uniform_with_mass_near_zero(family):
+    # A single blob several pixels wide reaches its opacity on a plateau.
+    opacity = masks(mask=family, max_blobs=1, min_axis=0.1, softness=0.1).max(axis=(1, 2))
+    assert scipy.stats.kstest(opacity, "uniform").pvalue > 0.01
+    # A share of 0.05 ± 4 standard deviations lies below 0.05.
+    assert opacity.min() > 0
+    assert abs((opacity < 0.05).mean() - 0.05) < 0.04
+
+
+def test_opacity_limits_and_one_opacity_per_blob():
+    result = masks(min_opacity=0.3, max_opacity=0.6, min_blobs=4, min_axis=0.05)
+    peaks = result.max(axis=(1, 2))
+    assert peaks.min() >= 0.3 and peaks.max() <= 0.6
+    # The largest of four opacities exceeds 0.45 with probability 15/16 ± 4 standard deviations.
+    assert abs((peaks > 0.45).mean() - 15 / 16) < 0.045
+    plateaus = [len(np.unique(m[m >= 0.3])) > 1 for m in result]
+    assert np.mean(plateaus) > 0.9
+
+
+@pytest.mark.parametrize(("family", "area"), [("ellipses", math.pi * 0.04), ("boxes", 0.16)])
+def test_blob_area(family, area):
+    exact = {"min_axis": 0.2, "max_axis": 0.2, "distortion": 0.0, "softness": 0.01}
+    result = masks(mask=family, max_blobs=1, min_opacity=1.0, **exact).mean(axis=(1, 2))
+    # Blobs that the border does not cut have the exact area, but for the pixel grid.
+    assert abs(np.quantile(result, 0.9) - area) < 0.04 * area
+    assert result.max() < 1.04 * area
+
+
+def test_default_mask_areas():
+    area = (masks() > 0).mean(axis=(1, 2))
+    # A pixel at least (rarely beyond the border), four discs of a quarter of the side at most;
+    # log-uniform half-axes between 1 % and 25 % make most blobs small.
+    assert (area > 0).mean() > 0.99
+    assert area.max() < 4 * math.pi * 0.25**2
+    assert 0.005 < np.median(area) < 0.08
+
+
+def test_number_of_blobs():
+    connected = functools.partial(scipy.ndimage.label, structure=np.ones((3, 3)))
+    tiny = {"min_axis": 0.03, "max_axis": 0.03, "distortion": 0.0}
+    counts = np.array([connected(m > 0)[1] for m in masks(min_blobs=2, **tiny)])
+    # Few of such small blobs touch.
+    assert counts.max() == 4
+    assert np.abs(np.bincount(counts, minlength=5)[2:] / 500 - 1 / 3).max() < 0.12
+
+
+def test_perlin_areas_and_non_emptiness():
+    area = (masks(mask="perlin") > 0).mean(axis=(1, 2))
+    assert area.min() > 0 and area.max() < 0.7
+    assert 0.03 < np.median(area) < 0.4
+
+
+WIDE = {"max_blobs": 1, "min_axis": 0.25, "softness": 0.5}
+
+
+@pytest.mark.parametrize("distortion", [0.0, 0.5])
+def test_ellipses_are_smooth(distortion):
+    result = masks(**WIDE, distortion=distortion)
+    step = max(np.abs(np.diff(result, axis=axis)).max() for axis in (1, 2))
+    # The edge is softness · axis = 8 pixels wide and the smoothstep's steepest slope is 1.5; the
+    # distortion compresses it to no less than a third.
+    assert step <= 1.5 / 8 * (1.001 if distortion == 0 else 3)
+
+
+def test_distortion_changes_the_shape_not_the_place():
+    plain, bent = (masks(**WIDE, distortion=d) for d in (0.0, 0.5))
+    union = np.maximum(plain, bent).sum(axis=(1, 2))
+    overlap = np.minimum(plain, bent).sum(axis=(1, 2)) / union
+    assert 0.6 < np.median(overlap) < 0.95
+
+
+def test_gradient_noise_is_perlins():
+    key, shape, cell = jax.random.key(3), (11, 14), (3.5, 4.25)
+    noise = functools.partial(corruption.gradient_noise, shape=shape, min_cell=3.0)
+    ours = jit(noise)(key, cell=jnp.array(cell))
+    angle_key, phase_key = jax.random.split(key)
+    angle = np.asarray(jax.random.uniform(angle_key, (6, 7), maxval=2 * math.pi), np.float64)
+    phase = np.asarray(jax.random.uniform(phase_key, (2,)), np.float64)
+
+    def fade(t):
+        return 6 * t**5 - 15 * t**4 + 10 * t**3
+
+    expected = np.zeros(shape)
+    for row in range(shape[0]):
+        for column in range(shape[1]):
+            y, x = row / cell[0] + phase[0], column / cell[1] + phase[1]
+            i, j = int(y), int(x)
+            v, u = fade(y - i), fade(x - j)
+            for di, wi in ((0, 1 - v), (1, v)):
+                for dj, wj in ((0, 1 - u), (1, u)):
+                    a = angle[i + di, j + dj]
+                    slope = math.sin(a) * (y - i - di) + math.cos(a) * (x - j - dj)
+                    expected[row, column] += wi * wj * slope
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+    assert np.abs(expected).max() <= 1 / math.sqrt(2)
+
+
+def test_random_view_continues_a_texture_by_reflection():
+    constant = jnp.full((3, 5, 3), 0.3)
+    view = jit(lambda key: corruption.random_view(key, constant, (16, 9)))(KEY)
+    np.testing.assert_allclose(view, 0.3, atol=1e-6)
+    # Neighbouring pixels lie at most two texture pixels apart, at least half of one.
+    ramp = jnp.broadcast_to(jnp.arange(400.0)[:, None, None], (400, 400, 3))
+    draw = jit(jax.vmap(lambda k: corruption.random_view(k, ramp, (3, 3))))
+    views = np.asarray(draw(jax.random.split(KEY, 200)))[..., 0]
+    step = np.hypot(views[:, 1, 1] - views[:, 0, 1], views[:, 1, 1] - views[:, 1, 0])
+    inner = (views[:, 1, 1] > 8) & (views[:, 1, 1] < 391)
+    assert inner.sum() > 150
+    assert 0.49 < step[inner].min() < 0.6 and 1.7 < step[inner].max() < 2.01
+    assert scipy.stats.kstest(np.log2(step[inner]), "uniform", (-1, 2)).pvalue > 0.01
+
+
+def test_tone_is_affine_and_clipped():
+    x = jnp.linspace(0, 1, 30).reshape(2, 5, 3)
+    draw = jit(jax.vmap(lambda k: corruption.change_tone(k, x, brightness=0.2, contrast=0.3)))
+    tones = np.asarray(draw(jax.random.split(KEY, 500)))
+    assert tones.min() == 0 and tones.max() == 1
+    low, high = tones.reshape(500, -1)[:, [13, 16]].T  # about mid-grey, never clipped
+    gain = (high - low) / (3 / 29)
+    assert 0.7 - 1e-4 <= gain.min() < 0.72 and 1.28 < gain.max() <= 1.3 + 1e-4
+    middle = (low + high) / 2 - 0.5
+    assert -0.2 - 1e-4 <= middle.min() < -0.19 and 0.19 < middle.max() <= 0.2 + 1e-4
+
+
+def test_draem_is_hard_with_one_opacity():
+    y, mask = map(np.asarray, kind(KEY, *uniform(11, 2, 48, 48, 3), VARIANTS["draem"]))
+    assert all(len(np.unique(m)) <= 2 for m in mask)
+    opacity = mask.max(axis=(1, 2))
+    opacity = opacity[opacity > 0]
+    assert len(opacity) > 150  # some thresholded fields are empty, as published
+    assert scipy.stats.kstest(opacity, "uniform", (0.1, 0.9)).pvalue > 0.01
+    assert y.min() >= 0 and y.max() <= 1
+
+
+def test_cutpaste_moves_a_connected_piece():
+    height, width = 40, 56
+    ramp = np.linspace(0.3, 0.7, width, dtype=np.float32)
+    image = np.stack(np.broadcast_arrays(np.linspace(0.3, 0.7, height)[:, None], ramp, 0.5), -1)
+    image = image.astype(np.float32)
+    y, mask = map(np.asarray, kind(KEY, image, image, VARIANTS["cutpaste"]))
+    assert set(np.unique(mask)) == {0.0, 1.0}
+    area = mask.mean(axis=(1, 2))
+    assert area.min() > 0
+    # Patches cover 2 to 15 %; scars at most 25 × 16 of 256² pixels.
+    scar = area < 0.012
+    assert 0.35 < scar.mean() < 0.65
+    assert area[~scar].min() > 0.015 and area[~scar].max() < 0.17
+    for piece, m in zip(y, mask, strict=True):
+        rows, columns = np.nonzero(m)
+        for channel, index, size in ((0, rows, height), (1, columns, width)):
+            # Inside the mask y is the image moved: an affine ramp, with no seam.
+            values = piece[rows, columns, channel]
+            if np.ptp(index) > 2:
+                gain, offset = np.polyfit(index * 0.4 / (size - 1), values, 1)
+                assert 0.89 < gain < 1.11
+                assert np.abs(gain * index * 0.4 / (size - 1) + offset - values).max() < 1e-4
+
+
+def test_riad_blacks_out_a_third_in_cells():
+    image = uniform(12, 32, 48, 3)
+    y, mask = map(np.asarray, kind(KEY, image, image, VARIANTS["riad"]))
+    assert y.max() == 0 and set(np.unique(mask)) == {0.0, 1.0}
+    sides = []
+    for m in mask:
+        # The largest cell on whose grid the mask is constant.
+        fits = [
+            k
+            for k in (2, 4, 8, 16)
+            if np.array_equal(m, np.kron(m[::k, ::k], np.ones((k, k)))[:32, :48])
+        ]
+        sides.append(max(fits))
+    share, _ = np.unique(sides, return_counts=True)
+    assert set(share) == {2, 4, 8, 16}
+    # 200 draws of 6 cells at least: standard deviation of the mean below 0.01.
+    assert abs(mask.mean() - 1 / 3) < 0.04
