@@ -18,6 +18,8 @@ from jaxtyping import Array, Float
 
 from pae_jax.config import ModelConfig
 
+EDGE = 1 / 512  # half a grey level of 8 bits: black and white have finite logits
+
 
 def _convolution(width: int, kernel: int, config: ModelConfig, *, rate: int = 1) -> nn.Conv:
     return nn.Conv(
@@ -178,7 +180,11 @@ class UNet(nn.Module):
 
         # The output leaves in float32: the loss and the iterates of f are not rounded.
         y = _convolution(channels * config.stem**2, 1, config)(y).astype(jnp.float32)
-        return nn.sigmoid(depth_to_space(y, config.stem))[:, :height, :width]
+        y = depth_to_space(y, config.stem)[:, :height, :width]
+        if config.output == "residual":
+            # The identity is y = 0: a conservative projection has to learn corrections only.
+            y = y + jax.scipy.special.logit(jnp.clip(x, EDGE, 1 - EDGE))
+        return nn.sigmoid(y)
 
 
 BACKBONES = {"unet": UNet}  # by `model.name`: modules built from a ModelConfig
