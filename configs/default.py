@@ -48,7 +48,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # ---- model: a U-Net with a bottleneck of stacked dilated convolutions (§4) ----
     config.model = model = ConfigDict()
     model.name = "unet"
-    model.stem = 1  # works on blocks of stem × stem pixels as channels: 2 is about 3 × faster
+    model.stem = 1  # works on blocks of stem × stem pixels as channels; 2 is a good deal faster
     model.widths = (64, 128, 256)  # channels of a stage; one 2×2 pooling after each
     model.convolutions = 2  # 3×3 convolutions of a stage
     model.bottleneck_layers = 2
