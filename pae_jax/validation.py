@@ -29,17 +29,18 @@ def fixed_examples(
       config: the run's.
 
     Returns:
-      Batches of the training batch's size (smaller only where there are fewer examples).
+      Whole batches of the training batch's size, or one smaller batch of all examples.
     """
     key = jax.random.key(config.train.seed)
     count = config.train.validation_examples
     size = min(config.train.batch_size, count)
-    draw = jax.random.randint(rng.stream(key, "held-out textures"), (count,), 0, len(textures))
-    chosen = np.asarray(draw)
+    batch_count = -(-count // size)
+    draw_key, shape = rng.stream(key, "held-out textures"), (batch_count * size,)
+    chosen = np.asarray(jax.random.randint(draw_key, shape, 0, len(textures)))
     make = jax.jit(functools.partial(make_examples, config=config))
     validation_key = rng.stream(key, "validation")
     batches = []
-    for number in range(count // size):
+    for number in range(batch_count):
         rows = np.arange(number * size, (number + 1) * size)
         batch = {"image": images[rows % len(images)], "texture": textures[chosen[rows]]}
         batches.append(make(batch, validation_key, number))

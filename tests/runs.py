@@ -36,6 +36,7 @@ SETTINGS = {
     "sharding.data": 1,
     "eval.bootstrap": 20,
     "eval.batch_size": 4,
+    "eval.diagnostics": False,
 }
 
 

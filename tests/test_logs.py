@@ -1,0 +1,72 @@
+import json
+
+import numpy as np
+import pytest
+
+from pae_jax import config, logs
+
+
+def settings(**train):
+    return config.from_config_dict({"train": {"tensorboard": False, **train}})
+
+
+def records(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_few_steps_and_the_speed_between(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(logs.time, "perf_counter", lambda: now)
+    panel = np.zeros((4, 4, 3), np.uint8)
+    options = settings(log_every=5, batch_size=8, panel_every=10, steps=20)
+    with logs.RunLog(tmp_path, options, start=0) as log:
+        for step in range(1, 11):
+            now += 0.5
+            log.step(step, {"loss": np.float32(1 / step)}, waited=0.1)
+            if step == 5:
+                now += 100.0  # not the steps' time
+                log.validation(5, {"bias": 0.25}, panel)
+        log.validation(10, {"bias": float("nan")}, panel)
+    first, validation, second, last = records(tmp_path)
+    assert (first["step"], first["train/loss"]) == (5, pytest.approx(0.2))
+    assert second["speed/step_seconds"] == pytest.approx(0.5)
+    assert second["speed/images_per_second"] == pytest.approx(16)
+    assert second["speed/data_wait_share"] == pytest.approx(0.2)
+    assert validation == {"step": 5, "validation/bias": 0.25}
+    assert last == {"step": 10, "validation/bias": None}
+    assert [path.name for path in (tmp_path / "panels").iterdir()] == ["step_0000010.png"]
+
+
+def test_a_resumed_run_writes_no_line_twice(tmp_path):
+    """From step 4 on, with a validation there: also what an interruption tore."""
+    lines = [{"step": step, "train/loss": float(step)} for step in range(1, 7)]
+    lines.insert(4, {"step": 4, "validation/loss": 1.0})
+    lines.insert(0, {"step": 0, "validation/loss": 2.0})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 7, "tra')
+    with logs.RunLog(tmp_path, settings(log_every=1), start=4) as log:
+        assert records(tmp_path) == [lines[0], *lines[1:5]]
+        log.step(5, {"loss": 5.0}, waited=0.0)
+    assert [line["step"] for line in records(tmp_path)] == [0, 1, 2, 3, 4, 5]
+
+
+def test_tensorboard_has_the_same_scalars(tmp_path, monkeypatch):
+    import tensorboardX
+
+    added = []
+    scalar = tensorboardX.SummaryWriter.add_scalar
+    monkeypatch.setattr(
+        tensorboardX.SummaryWriter,
+        "add_scalar",
+        lambda self, *args: (added.append(args), scalar(self, *args)),
+    )
+    options = settings(log_every=1, tensorboard=True, steps=2)
+    with logs.RunLog(tmp_path, options, start=0) as log:
+        log.step(1, {"loss": 0.5}, waited=0.0)
+        log.validation(2, {"bias": 0.25}, np.zeros((4, 4, 3), np.uint8))
+    written = {(name, step): value for name, value, step in added}
+    lines = {(k, line["step"]): v for line in records(tmp_path) for k, v in line.items()}
+    assert written == {key: value for key, value in lines.items() if key[0] != "step"}
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"validation/bias" in events.read_bytes()
+    assert b"panel" in events.read_bytes()

@@ -1,0 +1,79 @@
+import functools
+
+import jax
+import numpy as np
+import pytest
+import runs
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from data_pipelines.dataset import open_training
+from data_pipelines.textures import open_textures
+from pae_jax import predict, unet, validation
+
+pytestmark = pytest.mark.usefixtures("compilation_cache")
+
+
+@functools.cache
+def held_out(root):
+    data = runs.load_config(root).data
+    images = open_training(data.spec, holdout=data.holdout, seed=0)
+    textures = open_textures(data.textures, size=16, cache=data.cache, seed=0)
+    return images.held_out, textures.held_out
+
+
+def examples(root, **changes):
+    return validation.fixed_examples(*held_out(root), runs.load_config(root, **changes))
+
+
+def stack(batches, name):
+    return np.concatenate([getattr(batch, name) for batch in batches])
+
+
+def test_the_examples_are_fixed_and_held_out(trained):
+    first, again = examples(trained.root), examples(trained.root)
+    for name in ("corrupted", "clean", "mask"):
+        np.testing.assert_array_equal(stack(first, name), stack(again, name))
+    clean = stack(first, "clean")
+    assert len(clean) == 8
+    images, _ = held_out(trained.root)
+    for i, image in enumerate(clean):  # taken in turn
+        np.testing.assert_allclose(
+            image, np.repeat(images[i % len(images)], 3, -1) / 255, atol=1e-6
+        )
+    masks = stack(first, "mask")
+    assert len({mask.tobytes() for mask in masks if mask.any()}) == sum(m.any() for m in masks)
+
+
+def test_whole_batches_of_at_least_the_number_asked_for(trained):
+    assert len(stack(examples(trained.root, train__validation_examples=5), "clean")) == 8
+
+
+def test_metrics_against_numpy(trained):
+    config = runs.load_config(trained.root)
+    params = predict.load(trained.workdir).params
+    batches = examples(trained.root)
+    values, panel = validation.make_validate(config, batches)(params)
+
+    f = jax.jit(unet.bind(config.model, params))
+    corrupted, clean, mask = (stack(batches, name) for name in batches[0]._fields)
+    error = np.square(np.float64(f(corrupted)) - clean)
+    bias = np.sqrt(np.square(np.float64(f(clean)) - clean).mean((1, 2, 3)))
+    np.testing.assert_allclose(values["bias"], bias.mean(), rtol=1e-3)
+    inside, outside = mask.sum((1, 2, 3)), (1 - mask).sum((1, 2, 3))
+    loss = (mask**2 * error).sum((1, 2, 3)) / (6 * np.where(inside, inside, 1))
+    loss += ((1 - mask) ** 2 * error).sum((1, 2, 3)) / (6 * np.where(outside, outside, 1))
+    np.testing.assert_allclose(values["loss"], loss.mean(), rtol=1e-4)
+
+    localise = jax.jit(functools.partial(predict.localise, f, config=config.eval))
+    _, maps = localise(corrupted)
+    anomalous = mask[..., 0] > 0.1
+    scores = np.ravel(maps)
+    assert values["pixel_auroc"] == pytest.approx(
+        roc_auc_score(anomalous.ravel(), scores), abs=1e-4
+    )
+    expected = average_precision_score(anomalous.ravel(), scores)
+    assert values["pixel_ap"] == pytest.approx(expected, abs=1e-4)
+
+    assert panel.dtype == np.uint8
+    assert panel.shape[1] > 5 * 16  # clean, corrupted, mask, reconstruction, map
+    assert panel.shape[0] >= 4 * 16
