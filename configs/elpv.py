@@ -11,7 +11,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.source = "elpv"
     config.data.size = 64
     config.data.texture_size = 64
-    config.data.augmentation = "flips"
+    # How bright a cell glows depends on the current and the exposure, which differ by module.
+    config.data.augmentation = "flips+exposure"
     config.model.stem = 2  # blocks of 2 × 2 pixels: two thirds of the time at twice the widths
     config.model.widths = (32, 64, 128)
     config.model.branch_width = 32

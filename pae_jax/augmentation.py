@@ -22,6 +22,9 @@ Keys = KeyArray[Array, "*keys"]  # of the batch, or one for each example
 # The share of the side by which `shift` moves an image at most.
 MAX_SHIFT = 1 / 16
 
+# The range of the gain of `exposure`. Wider below 1, where nothing saturates.
+GAINS = (0.4, 1.25)
+
 
 def augment(
     key: Keys, images: Float[Array, "b h w c"], policy: str, shape: tuple[int, int]
@@ -150,6 +153,13 @@ def _shift(key: Key, image: Image) -> Image:
     return crop(key, jnp.pad(image, padding, mode="symmetric"), (height, width))
 
 
+def _exposure(key: Key, image: Image) -> Image:
+    """Another exposure: a gain, log-uniform in `GAINS`, that leaves no value above 1."""
+    low, high = map(math.log, GAINS)
+    gain = jnp.exp(jax.random.uniform(key, minval=low, maxval=high))
+    return jnp.clip(gain * image, 0, 1)
+
+
 POLICIES: dict[str, Callable[[Key, Image], Image]] = {
     "none": _none,
     "horizontal_flip": _horizontal_flip,
@@ -159,4 +169,5 @@ POLICIES: dict[str, Callable[[Key, Image], Image]] = {
     "quarter_turns": _quarter_turns,
     "rotation": _rotation,
     "shift": _shift,
+    "exposure": _exposure,
 }

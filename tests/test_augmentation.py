@@ -147,3 +147,17 @@ def test_good_policies_pass():
     for policy in augmentation.POLICIES:
         augmentation.check_policy(policy, (8, 8))
     augmentation.check_policy("rotation+flips+half_turns+shift", (7, 300))
+
+
+def test_exposure_is_a_gain_within_its_range():
+    images = jax.random.uniform(jax.random.key(0), (256, 4, 4, 3), minval=0.1, maxval=0.5)
+    out = augmentation.augment(jax.random.key(1), images, "exposure", (4, 4))
+    gains = np.asarray(out / images)
+    np.testing.assert_allclose(gains, gains[:, :1, :1, :1] * np.ones((1, 4, 4, 3)), rtol=1e-5)
+    gains = gains[:, 0, 0, 0]
+    low, high = augmentation.GAINS
+    assert low <= gains.min() < 1.1 * low and 0.95 * high < gains.max() <= high * 1.00001
+    # Log-uniform: the median is the geometric mean of the ends.
+    assert abs(np.median(np.log(gains)) - np.log(low * high) / 2) < 0.15
+    brighter = augmentation.augment(jax.random.key(1), images + 0.5, "exposure", (4, 4))
+    assert float(brighter.max()) <= 1
