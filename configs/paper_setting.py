@@ -21,7 +21,7 @@ def category_config(
       policies: the augmentation of every category.
       texture: 512² and a kernel of 3, otherwise an object: 256² and a kernel of 5.
     """
-    if category not in policies:
+    if category is None or category not in policies:
         name = f" {category!r}" if category else ""
         raise BadInput(f"{dataset}: no category{name} after the colon; {', '.join(policies)}")
     config = default.get_config()
