@@ -298,8 +298,8 @@ def load(config_file: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
       BadInput: with one line that names the file or the key.
     """
-    module, argument = _run(config_file)
-    return from_config_dict(override(module["get_config"](argument).to_dict(), overrides))
+    _, values, _ = _run(config_file)
+    return from_config_dict(override(values, overrides))
 
 
 def load_sweep(config_file: str, overrides: Sequence[str] = ()) -> list[tuple[str, int, Config]]:
@@ -311,10 +311,10 @@ def load_sweep(config_file: str, overrides: Sequence[str] = ()) -> list[tuple[st
     Raises:
       BadInput: with one line that names the file or the key.
     """
-    module, argument = _run(config_file)
+    module, values, argument = _run(config_file)
     if "sweep" not in module:
         raise BadInput(f"{config_file}: defines no sweep")
-    base = override(module["get_config"](argument).to_dict(), overrides)
+    base = override(values, overrides)
     members: list[tuple[str, int, Config]] = []
 
     def add(variant: str, seed: int, changes: Mapping[str, Any]) -> None:
@@ -325,18 +325,22 @@ def load_sweep(config_file: str, overrides: Sequence[str] = ()) -> list[tuple[st
     return members
 
 
-def _run(config_file: str) -> tuple[dict[str, Any], str | None]:
-    """The names that a config file defines, and the argument behind its colon."""
+def _run(config_file: str) -> tuple[dict[str, Any], dict[str, Any], str | None]:
+    """What a config file defines, the values it returns, and the argument behind its colon."""
     path, _, argument = config_file.partition(":")
     if not Path(path).is_file():
         raise BadInput(f"{path}: no such config file")
     try:
         module = runpy.run_path(path)
-    except (SyntaxError, ImportError, OSError) as error:
+    except (SyntaxError, ImportError, OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot be read ({error})") from None
     if "get_config" not in module:
         raise BadInput(f"{path}: defines no get_config")
-    return module, argument or None
+    try:
+        values = module["get_config"](argument or None).to_dict()
+    except ValueError as error:  # how a config file refuses its argument
+        raise BadInput(f"{config_file}: {error}") from None
+    return module, values, argument or None
 
 
 def override(values: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:

@@ -25,22 +25,13 @@ def float64():
 
 @pytest.fixture(scope="session")
 def compilation_cache(tmp_path_factory):
-    """Compiles a program once a session, for runs in processes of their own too."""
+    """Compiles a program once a session; see `runs.environment` for processes of their own."""
     from jax.experimental.compilation_cache import compilation_cache as cache
 
-    directory = str(tmp_path_factory.mktemp("compiled"))
-    options = {
-        "jax_compilation_cache_dir": directory,
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_NUM_CPU_DEVICES", "8")
-        for name, value in options.items():
-            patch.setenv(name.upper(), str(value))
-            jax.config.update(name, value)
-        cache.reset_cache()
-        yield
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """A run small enough for tests: noise images of 24×20, a network of a few hundred weights."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -73,6 +74,17 @@ def load_config(root: Path, **changes: object) -> config.Config:
     """The configuration of the same run."""
     file, *overrides = words(root, **changes)
     return config.load(file.removeprefix("--config="), overrides)
+
+
+def environment() -> dict[str, str]:
+    """Of a process that compiles and places arrays as this one does."""
+    names = (
+        "jax_num_cpu_devices",
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    )
+    return os.environ | {name.upper(): str(getattr(jax.config, name)) for name in names}
 
 
 def clone(run: Run, to: Path) -> Run:

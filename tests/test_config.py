@@ -8,7 +8,7 @@ import runs
 from data_pipelines.errors import BadInput
 from pae_jax import config
 
-FILES = sorted(runs.CONFIGS.glob("[!_]*.py"))
+FILES = sorted(p for p in runs.CONFIGS.glob("*.py") if "def get_config" in p.read_text())
 DEFAULT = str(runs.CONFIGS / "default.py")
 # Files that take an argument, or need a key that has no default.
 ARGUMENTS = {"mvtec": ("screw", "carpet"), "visa": ("candle",), "smoke": ("", "weave")}

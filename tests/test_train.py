@@ -45,14 +45,16 @@ def test_what_a_run_leaves(trained):
 
 
 def test_killed_and_resumed_is_undisturbed_bit_for_bit(trained, tmp_path):
-    long = {"train__steps": 600, "train__checkpoint_every": 50, "train__validate_every": 100}
+    long = {"train__steps": 300, "train__checkpoint_every": 40, "train__validate_every": 60}
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     words = runs.words(trained.root, **long)
     command = [sys.executable, "-m", "pae_jax.main", "train", *words, f"--workdir={killed}"]
-    process = subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=PROJECT, env=runs.environment(), stderr=subprocess.DEVNULL
+    )
     try:
         saved = reached = 0
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while not (saved and reached >= saved + 5):
             assert process.poll() is None, "the run ended before it was killed"
             assert time.monotonic() < deadline
@@ -63,12 +65,12 @@ def test_killed_and_resumed_is_undisturbed_bit_for_bit(trained, tmp_path):
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert saved < steps_of(killed, "train/")[-1] < 600
+    assert saved < steps_of(killed, "train/")[-1] < 300
 
     config = runs.load_config(trained.root, **long)
     for workdir in (killed, undisturbed):
         result = train.train_and_evaluate(config, workdir)
-        assert (result.outcome, result.step) == (train.FINISHED, 600)
+        assert (result.outcome, result.step) == (train.FINISHED, 300)
     runs.assert_same_state(killed, undisturbed)
     assert all_steps(killed) == all_steps(undisturbed)
     assert lines(killed)[-1] == lines(undisturbed)[-1]  # the last validation
@@ -135,13 +137,12 @@ def test_a_torn_checkpoint_is_named_and_the_one_before_used(trained, tmp_path, c
 
 
 def test_training_never_looks_at_the_test_split(trained, tmp_path):
-    """Neither by what it opens, nor by what it needs: the folders are poisoned, then gone."""
+    """It opens nothing there, and the same comes of it with poisoned images and no masks."""
     root = tmp_path / "images"
     shutil.copytree(trained.root, root, ignore=shutil.ignore_patterns("cache"))
-    for path in [
-        p for name in ("test", "ground_truth") for p in (root / "data" / name).rglob("*.png")
-    ]:
+    for path in (root / "data/test").rglob("*.png"):
         path.write_bytes(b"poison")
+    shutil.rmtree(root / "data/ground_truth")
     forbidden = tuple(str(root / "data" / name) for name in ("test", "ground_truth"))
     opened: list[str] = []
     watching = True
@@ -158,11 +159,6 @@ def test_training_never_looks_at_the_test_split(trained, tmp_path):
     assert any(path.startswith(str(root / "data/train")) for path in opened)
     assert not [path for path in opened if path.startswith(forbidden)]
     runs.assert_same_state(tmp_path / "run", trained.workdir)
-
-    for path in forbidden:
-        shutil.rmtree(path)
-    train.train_and_evaluate(runs.load_config(root), tmp_path / "again")
-    runs.assert_same_state(tmp_path / "again", trained.workdir)
 
 
 def test_training_cannot_reach_what_opens_the_test_split():
