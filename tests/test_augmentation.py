@@ -19,10 +19,16 @@ def images(batch: int, height: int, width: int, channels: int = 3) -> np.ndarray
     return np.random.default_rng(1).random((batch, height, width, channels), np.float32)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
+# Many programs, each run once or twice: spend less on compiling them.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.partial(jit, static_argnums=(2, 3))
 def augment(key, x, policy, shape):
     return augmentation.augment(key, x, policy, shape)
 
+
+rotate = jit(augmentation.rotate)
 
 IDENTITY = np.array
 H_FLIP, V_FLIP = (lambda x: x[:, ::-1]), (lambda x: x[::-1])
@@ -51,8 +57,8 @@ def test_every_permutation_is_exact_and_equally_likely(policy):
     assert np.abs(equal.mean(axis=0) - p).max() <= 5 * math.sqrt(p * (1 - p) / batch)
 
 
-@pytest.mark.parametrize("policy", ["flips", "half_turns", "rotation", "shift", "rotation+flips"])
-@pytest.mark.parametrize("shape", [(1, 1), (7, 30), (64, 64)])
+@pytest.mark.parametrize("policy", ["rotation+flips", "shift+half_turns"])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 300)])
 def test_shape_and_range_are_kept(policy, shape):
     x = images(2, *shape)
     y = augment(KEY, x, policy, shape)
@@ -61,11 +67,11 @@ def test_shape_and_range_are_kept(policy, shape):
     assert x.min() - 1e-6 <= y.min() and y.max() <= x.max() + 1e-6
 
 
-@pytest.mark.parametrize("size", [4, 7, 64])
+@pytest.mark.parametrize("size", [7, 64])
 @pytest.mark.parametrize("quarters", [0, 1, 2, 3])
 def test_rotation_by_quarters_is_a_quarter_turn(size, quarters):
     x = images(1, size, size)[0]
-    turned = jax.jit(augmentation.rotate)(jnp.asarray(x), quarters * math.pi / 2)
+    turned = rotate(jnp.asarray(x), quarters * math.pi / 2)
     np.testing.assert_allclose(turned, np.rot90(x, quarters), atol=1e-5)
 
 
@@ -85,7 +91,7 @@ def test_rotation_of_a_constant_has_no_corners():
 def test_resample_reflects_like_scipy(shape):
     x = images(1, *shape)[0]
     y, z = np.random.default_rng(2).uniform(-40, 40, (2, 50, 3)).astype(np.float32)
-    ours = jax.jit(augmentation.resample)(jnp.asarray(x), jnp.asarray(y), jnp.asarray(z))
+    ours = jit(augmentation.resample)(jnp.asarray(x), jnp.asarray(y), jnp.asarray(z))
     for channel in range(3):
         theirs = scipy.ndimage.map_coordinates(x[..., channel], [y, z], order=1, mode="reflect")
         np.testing.assert_allclose(ours[..., channel], theirs, atol=2e-5)

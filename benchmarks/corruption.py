@@ -1,0 +1,186 @@
+"""Corruption and augmentation: their share of a training step, and their speed against numpy.
+
+    python benchmarks/corruption.py [--size 128] [--batch 4] [--rounds 5]
+
+Both sides start from stored uint8 images and textures and end with (x̂, x, M). Ours is
+`train_step.make_examples`, compiled, a batch a call, on all cores. The numpy pipeline is what a
+data loader runs: one image a call, on one core, with numpy and scipy. It does the same work as
+our mask family "perlin": a random view of a texture, channel order, contrast and brightness,
+three octaves of Perlin noise, opacity, eq. 13. All of them take turns, so that a busy machine
+slows all alike; each figure is the median over the rounds, the first one left out. A step is
+augmentation, corruption, the loss with its gradient, Adam, with the default widths.
+"""
+
+import argparse
+import dataclasses
+import functools
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import scipy
+import scipy.ndimage
+
+from pae_jax import corruption, provenance
+from pae_jax.config import Config, CorruptionConfig, DataConfig
+from pae_jax.train_step import init_state, make_examples, train_step
+
+Draw = np.random.Generator
+POLICIES = ("none", "flips+quarter_turns", "rotation")
+
+
+def numpy_perlin(draw: Draw, size: int, cell: float) -> np.ndarray:
+    """One octave of gradient noise, (size, size)."""
+    position = np.arange(size, dtype=np.float32) / max(cell, 2.0)
+    y, x = (position + draw.random(dtype=np.float32) for _ in range(2))
+    i, j = y.astype(np.int32), x.astype(np.int32)
+    angle = 2 * np.pi * draw.random((i[-1] + 2, j[-1] + 2), np.float32)
+    sin, cos = np.sin(angle), np.cos(angle)
+    y, x = (y - i)[:, None], (x - j)[None, :]
+
+    def corner(di: int, dj: int) -> np.ndarray:
+        at = np.ix_(i + di, j + dj)
+        return sin[at] * (y - di) + cos[at] * (x - dj)
+
+    v, u = (t * t * t * (t * (t * 6 - 15) + 10) for t in (y, x))
+    left = corner(0, 0) + v * (corner(1, 0) - corner(0, 0))
+    right = corner(0, 1) + v * (corner(1, 1) - corner(0, 1))
+    return left + u * (right - left)
+
+
+def numpy_mask(draw: Draw, size: int, config: CorruptionConfig) -> np.ndarray:
+    """Thresholded Perlin noise, opacity included, (size, size)."""
+    cell = 2 * config.max_axis * size / 4 ** draw.random()
+    noise = np.zeros((size, size), np.float32)
+    for i in range(3):
+        noise += numpy_perlin(draw, size, cell / 2**i) / 2**i
+    noise /= noise.max()
+    level = draw.uniform(0.2, 0.7)
+    t = np.clip((noise - level) / ((1 - level) * config.softness), 0, 1)
+    return draw.uniform(config.min_opacity, config.max_opacity) * t * t * (3 - 2 * t)
+
+
+def numpy_texture(draw: Draw, texture: np.ndarray, size: int, config: CorruptionConfig):
+    """A rotated, scaled, mirrored window with changed colours, (size, size, 3)."""
+    angle, step = draw.uniform(0, 2 * math.pi), 2 ** draw.uniform(-1, 1)
+    cos, sin = step * math.cos(angle), step * math.sin(angle)
+    mirror = draw.choice([-1, 1])
+    matrix = np.array([[cos, sin * mirror], [-sin, cos * mirror]])
+    offset = draw.random(2) * texture.shape[:2] - matrix @ np.full(2, (size - 1) / 2)
+    view = np.empty((size, size, 3), np.float32)
+    for target, source in enumerate(draw.permutation(3)):
+        scipy.ndimage.affine_transform(
+            texture[..., source],
+            matrix,
+            tuple(offset),  # pyright: ignore[reportArgumentType]
+            output_shape=(size, size),
+            output=view[..., target],
+            order=1,
+            mode="reflect",
+        )
+    gain = 1 + config.contrast * draw.uniform(-1, 1)
+    view = gain * (view / 255 - 0.5) + 0.5 + config.brightness * draw.uniform(-1, 1)
+    return np.clip(view, 0, 1)
+
+
+def numpy_augment(draw: Draw, image: np.ndarray, policy: str) -> np.ndarray:
+    if policy == "rotation":
+        angle = draw.uniform(0, 360)
+        return scipy.ndimage.rotate(image, angle, reshape=False, order=1, mode="reflect")
+    if policy == "flips+quarter_turns":
+        up, left = draw.choice([-1, 1], 2)
+        image = np.rot90(image[::up, ::left], int(draw.integers(4)))
+    return image
+
+
+def numpy_example(
+    draw: Draw, image: np.ndarray, texture: np.ndarray, policy: str, config: CorruptionConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(x̂, x, M) of one image."""
+    x = numpy_augment(draw, image, policy).astype(np.float32) / 255
+    y = numpy_texture(draw, texture, len(x), config)
+    mask = (draw.random() >= config.clean) * numpy_mask(draw, len(x), config)[..., None]
+    return mask * y + (1 - mask) * x, x, mask
+
+
+def seconds(call: Callable[[], Any]) -> tuple[float, float]:
+    """Wall clock, and processor time of all threads, which a busy machine disturbs less."""
+    wall, processor = time.perf_counter(), time.process_time()
+    jax.block_until_ready(call())
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    size, count = options.size, options.batch
+
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (count, size, size, 3), np.uint8)
+    textures = draw.integers(0, 256, (count, 256, 256, 3), np.uint8)
+    batch = jax.device_put({"image": images, "texture": textures})
+    key = jax.random.key(0)
+    perlin = CorruptionConfig(mask="perlin")
+    kinds = {f"texture, {m}": CorruptionConfig(mask=m) for m in corruption.MASKS}
+    kinds |= {k: CorruptionConfig(kind=k) for k in corruption.KINDS if k != "texture"}
+
+    plain = Config(data=DataConfig(size=size))
+    state = init_state(plain, key)
+    step = ("training step", "none")
+    calls: dict[tuple[str, str], Callable[[], Any]] = {
+        step: functools.partial(
+            jax.jit(functools.partial(train_step, config=plain)), state, batch, key
+        )
+    }
+    for policy in POLICIES:
+        data = dataclasses.replace(plain.data, augmentation=policy)
+        for name, kind in kinds.items() if policy == "none" else list(kinds.items())[:2]:
+            config = dataclasses.replace(plain, data=data, corruption=kind)
+            sample = jax.jit(functools.partial(make_examples, config=config))
+            calls[name, policy] = functools.partial(sample, batch, key, 0)
+        calls["numpy, perlin", policy] = lambda policy=policy: [
+            numpy_example(draw, image, texture, policy, perlin)
+            for image, texture in zip(images, textures, strict=True)
+        ]
+
+    rounds = [
+        {name: seconds(call) for name, call in calls.items()} for _ in range(options.rounds + 1)
+    ][1:]
+    print(
+        f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores, "
+        f"{jax.devices()[0].device_kind}; Python {platform.python_version()}, "
+        f"jax {jax.__version__}, numpy {np.__version__}, scipy {scipy.__version__}; "
+        f"commit {provenance.commit() or 'unknown'}\n"
+        f"{size}×{size}, batch {count}, textures 256×256, widths {plain.model.widths}, "
+        f"{options.rounds} rounds\n"
+    )
+    print("| what | augmentation | ms/image | CPU ms/image | of a step | × numpy | CPU × numpy |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    for name, policy in calls:
+        wall, processor = (
+            1e3 / count * statistics.median(r[name, policy][i] for r in rounds) for i in range(2)
+        )
+        share = statistics.median(r[name, policy][0] / r[step][0] for r in rounds)
+        speed, work = (
+            statistics.median(r["numpy, perlin", policy][i] / r[name, policy][i] for r in rounds)
+            for i in range(2)
+        )
+        print(
+            f"| {name} | {policy} | {wall:.2f} | {processor:.2f} | {share:.2%} "
+            f"| {speed:.1f} | {work:.1f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
