@@ -34,7 +34,7 @@ def test_a_configuration_is_valid(name):
     overrides = ["--config.data.root=somewhere"] if name == "folder:" else []
     config = load(name, *overrides)
     check_policy(config.data.augmentation, config.data.shape)
-    stride = 2 ** len(config.model.widths)
+    stride = config.model.stem * 2 ** len(config.model.widths)
     assert config.data.size % stride == 0
     # Of the outermost taps of the widest dilation, one at least falls on the map's other half.
     side = config.data.size // stride
