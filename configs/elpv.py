@@ -16,7 +16,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.model.stem = 2  # blocks of 2 × 2 pixels: two thirds of the time at twice the widths
     config.model.widths = (32, 64, 128)
     config.model.branch_width = 32
-    config.model.rates = (1, 2, 4)
+    config.model.rates = (1, 2)  # on a map of 4 × 4
     config.model.kernel = 3
     # Without a norm f keeps grey values sooner: less bias on held-out images at equal steps.
     config.model.norm = "none"

@@ -2,6 +2,7 @@ import csv
 import statistics
 
 import pytest
+import runs
 
 from data_pipelines.errors import BadInput
 from pae_jax import sweep, train
@@ -33,10 +34,11 @@ def sweep(add, arg=None):
 
 
 @pytest.fixture
-def config_file(tmp_path, textures):
+def config_file(tmp_path):
     path = tmp_path / "tiny.py"
     path.write_text(FILE)
-    return str(path), [f"--config.data.textures={textures}"]
+    places = {"textures": runs.make_folder(tmp_path) / "textures", "cache": tmp_path / "cache"}
+    return str(path), [f"--config.data.{key}={place}" for key, place in places.items()]
 
 
 def test_members_and_bad_files(config_file, tmp_path):
@@ -46,7 +48,7 @@ def test_members_and_bad_files(config_file, tmp_path):
     assert members[1].config.train.seed == 1
     assert members[2].config.objective.jacobian.form == "squared"
     with pytest.raises(BadInput, match="defines no sweep"):
-        load_sweep("configs/smoke.py")
+        load_sweep(str(runs.CONFIGS / "smoke.py"))
     wrong = tmp_path / "wrong.py"
     wrong.write_text(FILE.replace("objective.jacobian.weight", "objective.jacobian.wait"))
     with pytest.raises(BadInput, match=r"^objective\.jacobian\.wait: no such key; did you mean"):

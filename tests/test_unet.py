@@ -77,7 +77,8 @@ def test_an_image_has_the_same_bits_whatever_its_mates():
     f = jax.jit(net.apply)
     others = jax.random.uniform(jax.random.key(5), x.shape).at[2].set(x[2])
     np.testing.assert_array_equal(f(variables, x)[2], f(variables, others)[2])
-    np.testing.assert_allclose(f(variables, x)[2:3], f(variables, x[2:3]), atol=1e-6)
+    # Another batch size is another program, whose sums round differently.
+    np.testing.assert_allclose(f(variables, x)[2:3], f(variables, x[2:3]), atol=1e-5)
 
 
 def test_remat_changes_memory_not_values():
