@@ -35,6 +35,7 @@ from pae_jax import (
     validation,
 )
 
+DIAGNOSED = 16  # about so many corrupted images: each takes a hundred applications of f
 NORMAL_IMAGES = 256  # at most so many, from which tangents to ℳ are estimated
 Pairs = Callable[[Sequence[int]], Iterator[tuple[np.ndarray, np.ndarray]]]
 
@@ -120,7 +121,7 @@ def _diagnose(model: predict.Model) -> dict[str, float]:
     return diagnostics.diagnose(
         unet.bind(config.model, model.params),
         clean,
-        examples,
+        examples[: max(1, DIAGNOSED // config.train.batch_size)],
         key,
         tolerance=config.eval.tolerance,
         max_steps=config.eval.max_steps,

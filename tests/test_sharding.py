@@ -12,7 +12,7 @@ SETTINGS = {
     "model": {
         "widths": (4,),
         "convolutions": 1,
-        "bottleneck_layers": 1,
+        "bottleneck_layers": 0,
         "branch_width": 4,
         "rates": (1,),
         "kernel": 3,
