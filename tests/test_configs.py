@@ -41,10 +41,6 @@ def test_a_configuration_is_valid(name):
     assert max(config.model.rates) * (config.model.kernel // 2) <= side // 2
 
 
-def test_the_default_file_and_the_dataclasses_agree():
-    assert load("default:") == configuration.Config()
-
-
 def test_the_benchmarks_name_the_categories_of_their_datasets():
     # In another process: importing TensorFlow Datasets takes long and stays.
     code = (
