@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import layouts
 import numpy as np
 
+import layouts
 from pae_jax import checkpoint, config, train_step
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -3,8 +3,8 @@ import json
 import re
 
 import pytest
-import runs
 
+import runs
 from data_pipelines.errors import BadInput
 from pae_jax import config
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layouts import category, encode, write
 from PIL import Image
 
 from data_pipelines import decode
 from data_pipelines.dataset import DatasetSpec, open_images, open_test, open_training
 from data_pipelines.errors import BadInput
 from data_pipelines.holdout import held_out
+from layouts import category, encode, write
 
 _opened: list[str] | None = None
 

@@ -5,11 +5,11 @@ import warnings
 
 import numpy as np
 import pytest
-from layouts import encode
 from PIL import Image
 
 from data_pipelines.decode import decode_image, decode_mask, image_shape, is_grey, read_encoded
 from data_pipelines.errors import BadInput
+from layouts import encode
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (6, 5), dtype=np.uint8)

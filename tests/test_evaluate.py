@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import runs
 import tifffile
-from layouts import write
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+import runs
 from data_pipelines.dataset import open_training
 from data_pipelines.errors import BadInput
+from layouts import write
 from pae_jax import config, evaluate, main, predict, train_step
 
 PIXEL_KEYS = {"pixel_auroc", "pixel_ap", "pixel_aupro"}

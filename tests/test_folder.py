@@ -3,10 +3,10 @@
 import shutil
 
 import pytest
-from layouts import category
 
 from data_pipelines.errors import BadInput
 from data_pipelines.folder import image_files, test_items, training_items
+from layouts import category
 
 test_items.__test__ = False  # a function of the source, not a test
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 import runs
 from layouts import encode, write
-
 from pae_jax import main
 
 PROJECT = Path(__file__).parents[1]

@@ -2,8 +2,8 @@ import csv
 import statistics
 
 import pytest
-import runs
 
+import runs
 from data_pipelines.errors import BadInput
 from pae_jax import sweep, train
 from pae_jax.config import load_sweep

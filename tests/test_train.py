@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-import runs
 
+import runs
 from pae_jax import logs, main, train
 
 PROJECT = Path(__file__).parents[1]

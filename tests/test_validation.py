@@ -3,9 +3,9 @@ import functools
 import jax
 import numpy as np
 import pytest
-import runs
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+import runs
 from data_pipelines.dataset import open_training
 from data_pipelines.textures import open_textures
 from pae_jax import predict, unet, validation
