@@ -98,6 +98,13 @@ def load(workdir: Path, overrides: Sequence[str] = ()) -> Model:
         if not word.startswith("--config.eval."):
             raise BadInput(f"{word}: after training, only --config.eval.KEY=VALUE can be set")
     config = from_config_dict(override(config.to_dict(), overrides))
+    step, state = restore(workdir, config)
+    channels = checkpoint.read_data_record(workdir)["channels"]
+    return Model(config, state.eval_params, step, channels)
+
+
+def restore(workdir: Path, config: Config) -> tuple[int, train_step.TrainState]:
+    """The newest readable checkpoint on the first device, as (updates done, state)."""
     template = jax.eval_shape(lambda: train_step.init_state(config, jax.random.key(0)))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
@@ -107,9 +114,7 @@ def load(workdir: Path, overrides: Sequence[str] = ()) -> Model:
         restored = checkpoints.restore(abstract)
     if restored is None:
         raise BadInput(f"{workdir}: holds no checkpoint yet")
-    step, state = restored
-    channels = checkpoint.read_data_record(workdir)["channels"]
-    return Model(config, state.eval_params, step, channels)
+    return restored
 
 
 def thresholds(workdir: Path, model: Model) -> Thresholds:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 import layouts
-from pae_jax import checkpoint, config, train_step
+from pae_jax import checkpoint, config, predict
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STEPS = 30
@@ -98,16 +98,7 @@ def clone(run: Run, to: Path) -> Run:
 
 def read_state(workdir: Path) -> tuple[int, list[np.ndarray]]:
     """The newest checkpoint: its step, and every array of its state."""
-    settings = checkpoint.read_config(workdir)
-    template = jax.eval_shape(lambda: train_step.init_state(settings, jax.random.key(0)))
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    template = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), template
-    )
-    with checkpoint.Checkpoints(workdir) as checkpoints:
-        restored = checkpoints.restore(template)
-    assert restored is not None
-    step, state = restored
+    step, state = predict.restore(workdir, checkpoint.read_config(workdir))
     return step, [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
