@@ -40,6 +40,8 @@ SMOKE = ("none", "jacobian", "noise", "idempotency")
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """What all members share."""
+    if arg not in (None, "elpv", "tile", "smoke"):
+        raise ValueError(f"one of elpv, tile, smoke, not {arg!r}")
     config = folder.get_config() if arg == "tile" else elpv.get_config()
     config.train.tensorboard = False
     if arg == "smoke":

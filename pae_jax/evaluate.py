@@ -6,6 +6,7 @@ W/eval/report.html    the same with pictures, in one file
 W/eval/maps/          with save_maps: CATEGORY/test/TYPE/NAME.tiff, float32 at native size
 """
 
+import functools
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.dataset import TestSplit, open_test
+from data_pipelines.dataset import TestSplit, TrainingSplit, open_test
+from data_pipelines.errors import BadInput
 from data_pipelines.items import GOOD
 from pae_jax import (
     augmentation,
@@ -72,8 +74,10 @@ def evaluate(
     model = predict.load(workdir, overrides)
     settings, out = model.config.eval, workdir / "eval"
     checkpoint.check_writable(out)
-    limits = predict.thresholds(workdir, model)
+    split = functools.cache(functools.partial(predict.open_split, workdir, model.config))
+    limits = predict.thresholds(workdir, model, split)
     test = open_test(model.config.data.spec, channels=model.channels)
+    map_paths = _map_paths(out / "maps" / _category(model), test.names) if save_maps else []
     found = _detect(model, test)
     pairs = _pairs(test, found.maps, native=settings.native_size)
 
@@ -98,30 +102,32 @@ def evaluate(
             **_decisions(found.scores[settings.score] > limits.score, test.labels),
         },
         "evaluated_at": {"size": size, "network_shape": list(model.config.data.shape)},
-        "diagnostics": _diagnose(model) if settings.diagnostics else {},
+        "diagnostics": _diagnose(model, split()) if settings.diagnostics else {},
         "images": {kind: test.types.count(kind) for kind in (GOOD, *types)},
         "provenance": provenance.describe(model.config, step=model.step),
     }
     checkpoint.write_json(out / "metrics.json", record)
     predict.write_csv(out / "scores.csv", _rows(test, found, limits, settings.score))
     if save_maps:
-        _write_maps(out / "maps" / _category(model), test, found.maps)
+        _write_maps(map_paths, test, found.maps)
     report.write_report(out / "report.html", _report(model, test, found, limits, record))
     return Evaluation(record, out / "report.html")
 
 
-def _diagnose(model: predict.Model) -> dict[str, float]:
+def _diagnose(model: predict.Model, data: TrainingSplit) -> dict[str, float]:
     """Is f a projection? On held-out images under held-out corruptions; no test image."""
     config, seed = model.config, model.config.train.seed
-    data, textures = train.open_data(config)
+    textures = train.open_run_textures(config)
     key = rng.stream(jax.random.key(seed), "diagnostics")
     normal = preprocess.to_float(jnp.asarray(data.images[:NORMAL_IMAGES]))
     clean = augmentation.augment(key, normal, "none", config.data.train_shape)
-    examples = validation.fixed_examples(data.held_out, textures.held_out, config)
+    examples = validation.fixed_examples(
+        data.held_out, textures.held_out, config, at_most=DIAGNOSED
+    )
     return diagnostics.diagnose(
         unet.bind(config.model, model.params),
         clean,
-        examples[: max(1, DIAGNOSED // config.train.batch_size)],
+        examples,
         key,
         tolerance=config.eval.tolerance,
         max_steps=config.eval.max_steps,
@@ -260,13 +266,23 @@ def _category(model: predict.Model) -> str:
     return data.category.rpartition("/")[2] or Path(data.root).name or data.source
 
 
-def _write_maps(directory: Path, test: TestSplit, maps: Sequence[np.ndarray]) -> None:
+def _map_paths(directory: Path, names: Sequence[str]) -> list[Path]:
+    """Where the official script looks for the maps: the image's name with the ending .tiff."""
+    paths = [(directory / "test" / name).with_suffix(".tiff") for name in names]
+    owners: dict[Path, str] = {}
+    for path, name in zip(paths, names, strict=True):
+        if path in owners:
+            raise BadInput(f"{owners[path]}, {name}: the map of both would be {path}")
+        owners[path] = name
+    return paths
+
+
+def _write_maps(paths: Sequence[Path], test: TestSplit, maps: Sequence[np.ndarray]) -> None:
     import tifffile
 
-    for i, name in enumerate(test.names):
+    for i, path in enumerate(paths):
         buffer = io.BytesIO()
         tifffile.imwrite(buffer, resize_map(maps[i], test.native_shape(i)))
-        path = (directory / "test" / name).with_suffix(".tiff")
         checkpoint.write_atomically(path, buffer.getvalue())
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from data_pipelines.dataset import open_images, open_training
+from data_pipelines.dataset import TrainingSplit, open_images, open_training
 from data_pipelines.errors import BadInput
 from pae_jax import anomaly_map, checkpoint, pictures, preprocess, projection, train_step, unet
 from pae_jax.config import Config, EvalConfig, from_config_dict, override
@@ -117,22 +117,37 @@ def restore(workdir: Path, config: Config) -> tuple[int, train_step.TrainState]:
     return restored
 
 
-def thresholds(workdir: Path, model: Model) -> Thresholds:
-    """From the held-out normal images; kept in the workdir, so that they are needed once.
+def open_split(workdir: Path, config: Config) -> TrainingSplit:
+    """The run's training images and those held out.
 
     Raises:
       BadInput: the training images are gone, or are others than the run's.
+    """
+    data = config.data
+    split = open_training(data.spec, holdout=data.holdout, seed=config.train.seed)
+    if split.fingerprint != checkpoint.read_data_record(workdir)["fingerprint"]:
+        raise BadInput(f"{data.root or data.source}: other training images than the run's")
+    return split
+
+
+def thresholds(
+    workdir: Path, model: Model, split: Callable[[], TrainingSplit] | None = None
+) -> Thresholds:
+    """From the held-out normal images; kept in the workdir, so that they are needed once.
+
+    Args:
+      workdir: of the run.
+      model: its model.
+      split: opens its training images, `open_split` by default; called only where the workdir
+        holds no thresholds of this step and these settings yet.
     """
     path = workdir / "thresholds.json"
     settings = model.config.to_dict()["eval"]
     kept = checkpoint.read_json(path) if path.exists() else {}
     if kept.get("eval") == settings and kept.get("step") == model.step:
         return Thresholds(**kept["thresholds"])
-    data, seed = model.config.data, model.config.train.seed
-    split = open_training(data.spec, holdout=data.holdout, seed=seed)
-    if split.fingerprint != checkpoint.read_data_record(workdir)["fingerprint"]:
-        raise BadInput(f"{data.root or data.source}: other training images than the run's")
-    found = list(detect_all(model, split.held_out))
+    opened = split() if split else open_split(workdir, model.config)
+    found = list(detect_all(model, opened.held_out))
     scores = [float(one.scores[model.config.eval.score]) for one in found]
     maxima = [float(one.map.max()) for one in found]
     share = 1 - model.config.eval.false_positive_rate

@@ -1,6 +1,7 @@
 """Where a number comes from: configuration, commit, versions, device and seeds."""
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -33,6 +34,16 @@ def describe(config: Config, *, step: int) -> dict[str, Any]:
         },
         "seeds": {"train": config.train.seed, "bootstrap": config.eval.seed},
     }
+
+
+def line(*packages: str) -> str:
+    """Machine, versions of Python and `packages`, and commit: the head of a benchmark's table."""
+    versions = "".join(f", {name} {importlib.metadata.version(name)}" for name in packages)
+    return (
+        f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores, "
+        f"{jax.devices()[0].device_kind}; Python {platform.python_version()}{versions}; "
+        f"commit {commit() or 'unknown'}"
+    )
 
 
 def commit() -> str | None:

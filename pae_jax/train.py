@@ -106,10 +106,13 @@ def open_data(config: Config) -> tuple[TrainingSplit, Textures]:
     """The training images with those held out, and the textures likewise."""
     data = config.data
     split = open_training(data.spec, holdout=data.holdout, seed=config.train.seed)
-    textures = open_textures(
-        data.textures, size=data.texture_size, cache=data.cache, seed=config.train.seed
-    )
-    return split, textures
+    return split, open_run_textures(config)
+
+
+def open_run_textures(config: Config) -> Textures:
+    """The textures, with those held out."""
+    data, seed = config.data, config.train.seed
+    return open_textures(data.textures, size=data.texture_size, cache=data.cache, seed=seed)
 
 
 def _describe(data: TrainingSplit, textures: Textures) -> dict[str, Any]:

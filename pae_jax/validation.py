@@ -19,7 +19,7 @@ VISIBLE = 0.1  # a pixel with M above this counts as anomalous in the synthetic-
 
 
 def fixed_examples(
-    images: np.ndarray, textures: np.ndarray, config: Config
+    images: np.ndarray, textures: np.ndarray, config: Config, *, at_most: int | None = None
 ) -> list[CorruptedBatch]:
     """`train.validation_examples` corrupted examples, the same at every call for one config.
 
@@ -27,6 +27,7 @@ def fixed_examples(
       images: (m, h, w, c) uint8, held out of training; taken in turn.
       textures: (n, t, t, c) uint8, held out of training; drawn by key.
       config: the run's.
+      at_most: makes only the first batches, as many as hold this number of examples.
 
     Returns:
       Whole batches of the training batch's size, or one smaller batch of all examples.
@@ -40,7 +41,7 @@ def fixed_examples(
     make = jax.jit(functools.partial(make_examples, config=config))
     validation_key = rng.stream(key, "validation")
     batches = []
-    for number in range(batch_count):
+    for number in range(min(batch_count, -(-(at_most or count) // size))):
         rows = np.arange(number * size, (number + 1) * size)
         batch = {"image": images[rows % len(images)], "texture": textures[chosen[rows]]}
         batches.append(make(batch, validation_key, number))

@@ -64,6 +64,11 @@ def test_textures_and_objects_have_the_papers_sizes():
     assert thing.data.category == "mvtec_ad/screw"
 
 
+def test_an_unknown_ablation():
+    with pytest.raises(BadInput, match=r"ablation\.py:nonsense: one of elpv, tile, smoke, not"):
+        load("ablation:nonsense")
+
+
 @pytest.mark.parametrize("name", ["mvtec:", "mvtec:screws", "visa:screw"])
 def test_an_unknown_category_is_one_line_with_the_known_ones(name):
     with pytest.raises(BadInput, match=r"no category.*; \w+, \w+, ") as error:

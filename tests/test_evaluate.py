@@ -162,6 +162,17 @@ def test_only_normal_or_only_defective_images(trained, tmp_path, kinds, capsys):
     assert "image_auroc_sum" in (run.workdir / "eval/report.html").read_text()
 
 
+def test_two_images_whose_maps_would_share_a_name(trained, tmp_path, capsys):
+    run = runs.clone(trained, tmp_path)
+    good = run.root / "data/test/good"
+    first = sorted(good.iterdir())[0]
+    shutil.copy(first, first.with_suffix(".bmp"))
+    assert main.main(["evaluate", f"--workdir={run.workdir}", "--save_maps"]) == 2
+    line = capsys.readouterr().err
+    assert f"good/{first.stem}.bmp, good/{first.name}: the map of both" in line
+    assert not (run.workdir / "eval/metrics.json").exists()
+
+
 @pytest.mark.parametrize("rate", [0.05, 0.25, 0.5])
 def test_thresholds_come_from_the_held_out_images_alone(trained, tmp_path, rate):
     run = runs.clone(trained, tmp_path)
