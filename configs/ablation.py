@@ -1,7 +1,8 @@
 """The penalties of appendix A.3 against each other: `pae sweep --config=configs/ablation.py[:arg]`.
 
-`arg`: "elpv" (the default; the demo's recipe, three seeds), "tile" (a folder in MVTec layout:
-add --config.data.root=DIR) or "smoke" (a few short runs on ELPV, to see that it works).
+`arg`: "elpv" (the default; the demo's recipe, three seeds), "brief" (the same, half of the
+variants and a third of the steps: docs/ablation.md), "tile" (a folder in MVTec layout: add
+--config.data.root=DIR) or "smoke" (a few short runs on ELPV, to see that it works).
 """
 
 from collections.abc import Callable
@@ -36,14 +37,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "jacobian x10": {"objective.jacobian.weight": 0.1},
 }
 SMOKE = ("none", "jacobian", "noise", "idempotency")
+CHOSEN = {
+    "elpv": tuple(VARIANTS),
+    "brief": (*SMOKE, "jacobian x10"),
+    "tile": tuple(VARIANTS),
+    "smoke": SMOKE,
+}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """What all members share."""
-    if arg not in (None, "elpv", "tile", "smoke"):
-        raise ValueError(f"one of elpv, tile, smoke, not {arg!r}")
+    arg = arg or "elpv"
+    if arg not in CHOSEN:
+        raise ValueError(f"one of {', '.join(CHOSEN)}, not {arg!r}")
     config = folder.get_config() if arg == "tile" else elpv.get_config()
     config.train.tensorboard = False
+    if arg == "brief":
+        config.train.steps = 800
     if arg == "smoke":
         config.data.size = 32
         config.data.texture_size = 32
@@ -62,7 +72,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 def sweep(add: Callable[..., None], arg: str | None = None) -> None:
     """Calls add(variant, seed, changes) for every member: changes are dotted keys to values."""
-    names = SMOKE if arg == "smoke" else tuple(VARIANTS)
     for seed in (0,) if arg == "smoke" else (0, 1, 2):
-        for name in names:
+        for name in CHOSEN[arg or "elpv"]:
             add(name, seed, {"train.seed": seed, **VARIANTS[name]})
