@@ -11,16 +11,13 @@ gradient, Adam. The FLOPs are XLA's own estimate of the compiled step; MiB is it
 import argparse
 import dataclasses
 import functools
-import os
-import platform
 import statistics
-import subprocess
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 
+from pae_jax import provenance
 from pae_jax.config import (
     Config,
     DataConfig,
@@ -52,21 +49,6 @@ VARIANTS = {
 }
 
 
-def provenance() -> str:
-    root = Path(__file__).resolve().parent
-    commit = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    device = jax.devices()[0].device_kind
-    return (
-        f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores, {device}; "
-        f"Python {platform.python_version()}, jax {jax.__version__}; commit {commit or 'unknown'}"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -85,7 +67,7 @@ def main() -> None:
         ),
         train=TrainConfig(batch_size=options.batch),
     )
-    print(provenance())
+    print(provenance.line("jax"))
     print(f"{options.batch} images of {options.size}², widths {options.widths}", flush=True)
 
     random = np.random.default_rng(0)
