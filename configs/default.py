@@ -27,6 +27,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     data.groups = "auto"  # what is held out together: auto | none | number:GAP | blocks:N
     data.augmentation = "none"  # policies joined by "+", for example flips+rotation
     data.cache = ""  # decoded images; "": $PAE_CACHE or ~/.cache/pae_jax
+    data.resident = "auto"  # images on the device, drawn by index: yes | no | auto by their size
     data.workers = 4  # reading threads
 
     # ---- corruption: x̂ = M⊙y + (1−M)⊙x (eq. 13) ----
@@ -94,6 +95,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     train.seed = 0
     train.steps = 10_000
     train.batch_size = 8  # of all devices together
+    train.accumulate = 1  # the gradient in so many parts of the batch: less memory, the same step
+    train.steps_per_call = 0  # steps that the device takes by itself; 0: 1, or 10 with data on it
     train.log_every = 50
     train.validate_every = 500
     train.checkpoint_every = 500
@@ -104,8 +107,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     # ---- sharding ----
     config.sharding = sharding = ConfigDict()
-    sharding.wrapper = "jit"  # jit (with shardings) | pmap
+    sharding.wrapper = "jit"  # jit (with shardings) | shard_map | pmap
     sharding.data = -1  # devices along the batch; -1: all that divide it
+    sharding.model = 1  # devices along the output channels of parameters and optimiser state
+    sharding.population = "auto"  # members on one device: map (in turn) | vmap (together) | auto
 
     # ---- eval: from f(x̂) to maps, scores and metrics (§2.2) ----
     config.eval = evaluation = ConfigDict()
@@ -125,4 +130,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     evaluation.diagnostics = True  # is f a projection? on held-out normal images
     evaluation.batch_size = 16
     evaluation.seed = 0  # of the bootstrap
+
+    config.profile = ()  # (first, end): a jax.profiler trace of these steps in W/profile
     return config

@@ -39,6 +39,8 @@ def batches(
     seed: int,
     batch_size: int,
     start_step: int = 0,
+    steps: int = 1,
+    by_index: bool = False,
     workers: int = 4,
     process_index: int = 0,
     process_count: int = 1,
@@ -51,13 +53,15 @@ def batches(
       seed: of the order; non-negative.
       batch_size: of the whole batch, over all processes.
       start_step: the step of the first batch.
+      steps: of one element; its leading axis.
+      by_index: yields which images and textures, and leaves it to others to look them up.
       workers: threads; up to twice as many batches lie ready.
       process_index: this process takes its contiguous slice of each batch.
       process_count: divides `batch_size`.
 
     Yields:
-      {"image": uint8 (b, h, w, c), "texture": uint8 (b, t, t, c')}, b = batch_size /
-      process_count.
+      {"image": uint8 (steps, b, h, w, c), "texture": uint8 (steps, b, t, t, c')}, b = batch_size
+      / process_count; or by index int32 (steps, b) each.
     """
     if batch_size % process_count:
         raise BadInput(
@@ -66,16 +70,24 @@ def batches(
     share = batch_size // process_count
     mine = slice(process_index * share, (process_index + 1) * share)
 
-    def batch(step: int) -> dict[str, np.ndarray]:
-        # The whole batch in one gather: one element of the Grain dataset is one batch.
-        which_images, which_textures = index_batch(
-            len(images), len(textures), seed=seed, batch_size=batch_size, step=step
+    def element(number: int) -> dict[str, np.ndarray]:
+        # Whole batches in one gather: an element of the Grain dataset is what one call takes.
+        first = start_step + number * steps
+        drawn = [
+            index_batch(len(images), len(textures), seed=seed, batch_size=batch_size, step=step)
+            for step in range(first, first + steps)
+        ]
+        which_images, which_textures = (
+            np.stack(part)[:, mine] for part in zip(*drawn, strict=True)
         )
-        return {"image": images[which_images[mine]], "texture": textures[which_textures[mine]]}
+        if by_index:
+            found = {"image": which_images, "texture": which_textures}
+            return {name: which.astype(np.int32) for name, which in found.items()}
+        return {"image": images[which_images], "texture": textures[which_textures]}
 
     options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=2 * workers)
-    steps = grain.MapDataset.range(start_step, sys.maxsize)
-    return iter(steps.map(batch).to_iter_dataset(options))
+    numbers = grain.MapDataset.range(sys.maxsize // steps - start_step)
+    return iter(numbers.map(element).to_iter_dataset(options))
 
 
 def _sequence(stream: str, n: int, seed: int, positions: range) -> np.ndarray:

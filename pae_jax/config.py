@@ -51,6 +51,7 @@ class DataConfig:
     groups: str = "auto"
     augmentation: str = "none"
     cache: str = ""
+    resident: str = _field("auto", choices=("auto", "yes", "no"))
     workers: int = _field(4, at_least=1)
 
     @property
@@ -158,6 +159,8 @@ class TrainConfig:
     seed: int = _field(0, at_least=0, at_most=2**31 - 1)
     steps: int = _field(10_000, at_least=1)
     batch_size: int = _field(8, at_least=1)
+    accumulate: int = _field(1, at_least=1)
+    steps_per_call: int = _field(0, at_least=0)
     log_every: int = _field(50, at_least=1)
     validate_every: int = _field(500, at_least=1)
     checkpoint_every: int = _field(500, at_least=1)
@@ -169,8 +172,10 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ShardingConfig:
-    wrapper: str = _field("jit", choices=("jit", "pmap"))
+    wrapper: str = _field("jit", choices=("jit", "shard_map", "pmap"))
     data: int = _field(-1, at_least=-1)
+    model: int = _field(1, at_least=1)
+    population: str = _field("auto", choices=("auto", "map", "vmap"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,9 +210,19 @@ class Config:
     train: TrainConfig = TrainConfig()
     sharding: ShardingConfig = ShardingConfig()
     eval: EvalConfig = EvalConfig()
+    profile: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         c = self.corruption
+        if self.profile and not (len(self.profile) == 2 and 0 <= self.profile[0] < self.profile[1]):
+            raise BadInput(f"profile: (first step, step after the last), not {self.profile}")
+        each = self.train.steps_per_call
+        for key in ("steps", "validate_every", "checkpoint_every"):
+            if each and getattr(self.train, key) % each:
+                raise BadInput(
+                    f"train.steps_per_call: {each} does not divide train.{key}="
+                    f"{getattr(self.train, key)}"
+                )
         if c.min_blobs > c.max_blobs:
             raise BadInput(f"corruption.min_blobs: {c.min_blobs} exceeds max_blobs {c.max_blobs}")
         if c.min_axis > c.max_axis:

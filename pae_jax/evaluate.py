@@ -32,7 +32,7 @@ from pae_jax import (
     provenance,
     report,
     rng,
-    train,
+    run,
     unet,
     validation,
 )
@@ -117,7 +117,7 @@ def evaluate(
 def _diagnose(model: predict.Model, data: TrainingSplit) -> dict[str, float]:
     """Is f a projection? On held-out images under held-out corruptions; no test image."""
     config, seed = model.config, model.config.train.seed
-    textures = train.open_run_textures(config)
+    textures = run.open_run_textures(config)
     key = rng.stream(jax.random.key(seed), "diagnostics")
     normal = preprocess.to_float(jnp.asarray(data.images[:NORMAL_IMAGES]))
     clean = augmentation.augment(key, normal, "none", config.data.train_shape)

@@ -5,6 +5,7 @@ W/tensorboard/     the same scalars, and the panels, for TensorBoard
 W/panels/          the panels as PNG files
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -14,8 +15,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from pae_jax import pictures
-from pae_jax.checkpoint import to_json, write_atomically
+from pae_jax import hardware, pictures
+from pae_jax.checkpoint import CannotWrite, to_json, write_atomically
 from pae_jax.config import Config
 
 
@@ -25,7 +26,8 @@ class RunLog:
     def __init__(self, workdir: Path, config: Config, *, start: int):
         self._config = config.train
         self._panels = workdir / "panels"
-        self._lines = _open_lines(workdir / "metrics.jsonl", start)
+        self._path = workdir / "metrics.jsonl"
+        self._lines = _open_lines(self._path, start)
         self._board = None
         if config.train.tensorboard:
             from tensorboardX import SummaryWriter
@@ -40,17 +42,26 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
-        self._lines.close()
+        with contextlib.suppress(OSError):  # every line is flushed; a failed one was told of
+            self._lines.close()
         if self._board:
             self._board.close()
 
-    def step(self, step: int, metrics: Mapping[str, Any], waited: float) -> None:
-        """After each update: `waited` is the time in seconds the loop waited for its data."""
+    def step(
+        self, step: int, metrics: Mapping[str, float], waited: float, flops: float | None = None
+    ) -> None:
+        """After each update.
+
+        Args:
+          step: updates done.
+          metrics: of this update.
+          waited: seconds for which the loop waited for its data.
+          flops: of one step on one device, where that is known.
+        """
         self._bar.update()
         self._waited, self._steps = self._waited + waited, self._steps + 1
         if step % self._config.log_every:
             return
-        values = {name: float(value) for name, value in metrics.items()}
         now = time.perf_counter()
         seconds = now - self._since
         speed = {
@@ -58,10 +69,13 @@ class RunLog:
             "images_per_second": self._steps * self._config.batch_size / seconds,
             "data_wait_share": self._waited / seconds,
         }
+        peak = hardware.peak_flops()
+        if flops and peak:
+            speed["model_flop_utilisation"] = flops * self._steps / seconds / peak
         self._since, self._waited, self._steps = now, 0.0, 0
-        named = {f"train/{k}": v for k, v in values.items()}
+        named = {f"train/{k}": v for k, v in metrics.items()}
         self._scalars(step, named | {f"speed/{k}": v for k, v in speed.items()})
-        self._bar.set_postfix(loss=f"{values['loss']:.5f}", refresh=False)
+        self._bar.set_postfix(loss=f"{metrics['loss']:.5f}", refresh=False)
 
     def validation(self, step: int, values: Mapping[str, float], panel: np.ndarray) -> None:
         """Metrics on held-out corruptions, and now and then their uint8 (h, w, 3) picture."""
@@ -74,8 +88,11 @@ class RunLog:
         self._since, self._waited, self._steps = time.perf_counter(), 0.0, 0
 
     def _scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._lines.write(to_json({"step": step, **values}) + "\n")
-        self._lines.flush()
+        try:
+            self._lines.write(to_json({"step": step, **values}) + "\n")
+            self._lines.flush()
+        except OSError as error:
+            raise CannotWrite(self._path, error) from error
         if self._board:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)

@@ -1,12 +1,18 @@
-"""Where arrays live: one mesh, and the wrappers that compile the one pure step for it.
+"""Where arrays live: the meshes, and the wrappers that compile the one pure step for them.
 
-Batches are split over the axis "data", everything else is replicated. The wrappers have one
-signature, (state, batch, key) → (state, metrics), and give the same numbers: an ablation or a
-benchmark names one in the config and nothing else changes.
+A run's mesh has the axes "data", over which batches are split, and "model", over which
+parameters and optimiser state may be; a population's has the axis "member" (population.py).
+What is compiled is a call of one or several steps,
+
+    (state, store, batches, key) → (state, metrics),
+
+where `batches` and `metrics` have a leading axis of steps, and `store` holds what lives on the
+device and is drawn from by index (feed.py). The wrappers give the same numbers: an ablation or
+a benchmark names one in the config and nothing else changes.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,23 +22,38 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from data_pipelines.errors import BadInput
 from pae_jax.config import Config
 
-AXIS = "data"
+DATA, MODEL, MEMBER = "data", "model", "member"
 
 Step = Callable[..., tuple[Any, Any]]
 
 
 def make_mesh(config: Config) -> Mesh:
-    """A mesh over the first `sharding.data` devices (-1: all that divide the batch)."""
+    """`sharding.data` × `sharding.model` devices; data = -1: all that divide the batch."""
     available, batch = jax.device_count(), config.train.batch_size
-    count = config.sharding.data
-    if count == -1:
-        count = max(n for n in range(1, available + 1) if batch % n == 0 and available % n == 0)
-    if not 1 <= count <= available:
-        raise BadInput(f"sharding.data: {count} devices asked for, {available} available")
-    if batch % count:
-        raise BadInput(f"train.batch_size: {batch} is not divisible by {count} devices")
+    model, data = config.sharding.model, config.sharding.data
+    if available % model:
+        raise BadInput(f"sharding.model: {model} does not divide {available} devices")
+    if model > 1 and config.sharding.wrapper != "jit":
+        raise BadInput(f"sharding.model: {model} needs the wrapper jit")
+    places = available // model
+    # Every micro-batch of an accumulated gradient is split over the devices.
+    if batch % config.train.accumulate:
+        raise BadInput(
+            f"train.batch_size: {batch} is not divisible by train.accumulate="
+            f"{config.train.accumulate}"
+        )
+    rows = batch // config.train.accumulate
+    if data == -1:
+        data = max(n for n in range(1, places + 1) if rows % n == 0 and places % n == 0)
+    if not 1 <= data <= places:
+        raise BadInput(f"sharding.data: {data} devices asked for, {places} available")
+    if rows % data:
+        raise BadInput(f"train.batch_size: {rows} is not divisible by {data} devices")
+    if data * model < available and jax.process_count() > 1:
+        raise BadInput(f"sharding.data: {data} would leave devices of a process without work")
     # Auto axes: the compiler partitions the step (jax.make_mesh defaults to Explicit ones).
-    return jax.make_mesh((count,), (AXIS,), (AxisType.Auto,), devices=jax.devices()[:count])
+    axes, kinds = (DATA, MODEL), (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((data, model), axes, kinds, devices=jax.devices()[: data * model])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -40,45 +61,128 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def split(mesh: Mesh) -> NamedSharding:
-    """The leading axis of every array over the devices."""
-    return NamedSharding(mesh, PartitionSpec(AXIS))
+    """Batches (steps, batch, …): the examples of every step over the axis "data"."""
+    return NamedSharding(mesh, PartitionSpec(None, DATA))
 
 
-def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a host batch → the global batch, split over the devices."""
-    place = functools.partial(jax.make_array_from_process_local_data, split(mesh))
-    return {name: place(array) for name, array in batch.items()}
+def state_sharding(mesh: Mesh, state: Any) -> Any:
+    """Of every array of the state: its output channels over "model", where that divides them."""
+    model = mesh.shape[MODEL]
+
+    def of(leaf: Any) -> NamedSharding:
+        if model > 1 and leaf.ndim and leaf.shape[-1] % model == 0:
+            return NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - 1), MODEL))
+        return replicated(mesh)
+
+    return jax.tree.map(of, state)
 
 
-def _jit(step: Step, mesh: Mesh) -> Step:
-    same, rows = replicated(mesh), split(mesh)
+def place(arrays: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
+    """This process's part of host arrays → global arrays."""
+    return {
+        name: jax.make_array_from_process_local_data(sharding, np.ascontiguousarray(array))
+        for name, array in arrays.items()
+    }
+
+
+def local(tree: Any, mesh: Mesh) -> Any:
+    """A whole copy of global arrays on one device of this process."""
+    if mesh.shape.get(MODEL, 1) > 1:
+        tree = _gather(mesh)(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+
+
+@functools.lru_cache
+def _gather(mesh: Mesh) -> Any:
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+
+
+def fetch(store: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What lives in the store was given by index: looks it up."""
+    return {name: store[name][x] if name in store else x for name, x in batch.items()}
+
+
+def several(step: Step, count: int) -> Step:
+    """`count` steps (state, batch, key) → (state, metrics) as one call, see above."""
+
+    def call(state: Any, store: Any, batches: Any, key: jax.Array, **axis: Any) -> tuple[Any, Any]:
+        def one(state: Any, batch: Any) -> tuple[Any, Any]:
+            return step(state, fetch(store, batch), key, **axis)
+
+        if count > 1:
+            return jax.lax.scan(one, state, batches, length=count)
+        state, metrics = one(state, jax.tree.map(lambda x: x[0], batches))
+        return state, jax.tree.map(lambda x: x[None], metrics)
+
+    return call
+
+
+def _jit(call: Step, mesh: Mesh, state: Any) -> Any:
+    same, rows, placed = replicated(mesh), split(mesh), state_sharding(mesh, state)
     return jax.jit(
-        step,
-        in_shardings=(same, rows, same),  # state, batch, key
-        out_shardings=(same, same),  # state, metrics
+        call,
+        in_shardings=(placed, same, rows, same),  # state, store, batches, key
+        out_shardings=(placed, same),  # state, metrics
         donate_argnums=0,  # the old state's memory holds the new state
     )
 
 
-def _pmap(step: Step, mesh: Mesh) -> Step:
+def _shard_map(call: Step, mesh: Mesh, state: Any) -> Any:
+    same = PartitionSpec()
+    mapped = jax.shard_map(
+        functools.partial(call, axis=DATA),
+        mesh=mesh,
+        in_specs=(same, same, PartitionSpec(None, DATA), same),
+        out_specs=(same, same),
+        check_vma=False,  # gradients and metrics are averaged in the step
+    )
+    return _jit(mapped, mesh, state)
+
+
+def _pmap(call: Step, mesh: Mesh, state: Any) -> Any:
+    del state
     mapped = jax.pmap(
-        functools.partial(step, axis=AXIS),
-        axis_name=AXIS,
-        in_axes=(None, 0, None),
+        functools.partial(call, axis=DATA),
+        axis_name=DATA,
+        in_axes=(None, None, 1, None),
         out_axes=None,
         devices=list(mesh.devices.flat),
     )
 
-    def run(state: Any, batch: Any, key: jax.Array) -> tuple[Any, Any]:
-        by_device = jax.tree.map(lambda x: x.reshape(mesh.size, -1, *x.shape[1:]), batch)
-        return mapped(state, by_device, key)
+    def by_device(x: jax.Array) -> jax.Array:
+        return x.reshape(len(x), mesh.size, -1, *x.shape[2:])
+
+    def run(state: Any, store: Any, batches: Any, key: jax.Array) -> tuple[Any, Any]:
+        return mapped(state, store, jax.tree.map(by_device, batches), key)
 
     return run
 
 
-WRAPPERS = {"jit": _jit, "pmap": _pmap}
+WRAPPERS = {"jit": _jit, "shard_map": _shard_map, "pmap": _pmap}
 
 
-def compile_step(step: Step, mesh: Mesh, wrapper: str) -> Step:
-    """`step(state, batch, key, *, axis=None)` compiled for the mesh; see `WRAPPERS`."""
-    return WRAPPERS[wrapper](step, mesh)
+class Compiled:
+    """A function compiled ahead of its first call, for its arguments' shapes alone.
+
+    Any other shape, type or placement raises: a run cannot recompile its step unnoticed.
+    """
+
+    def __init__(self, function: Any):
+        self._function = function
+        self._program: Any = None
+        self.flops: float | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        if not hasattr(self._function, "lower"):  # a pmap, which cannot be compiled ahead
+            return self._function(*args)
+        if self._program is None:
+            lowered = self._function.lower(*args)
+            # Of all devices together; the body of a loop counts once, whatever it repeats.
+            self.flops = (lowered.cost_analysis() or {}).get("flops")
+            self._program = lowered.compile()
+        return self._program(*args)
+
+
+def compile_step(step: Step, mesh: Mesh, wrapper: str, state: Any, *, steps: int = 1) -> Compiled:
+    """`step(state, batch, key, *, axis=None)` → compiled calls of `steps` steps; see `WRAPPERS`."""
+    return Compiled(WRAPPERS[wrapper](several(step, steps), mesh, state))

@@ -1,161 +1,208 @@
 """The training loop."""
 
+import abc
 import contextlib
-import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import numpy as np
 
-from data_pipelines.dataset import TrainingSplit, open_training
-from data_pipelines.pipeline import batches
-from data_pipelines.textures import Textures, open_textures
-from pae_jax import augmentation, checkpoint, logs, sharding, train_step, validation
+from pae_jax import sharding, train_step
 from pae_jax.config import Config
+from pae_jax.run import DIVERGED, FINISHED, STOPPED, Run, TrainResult
 
-FINISHED, STOPPED, DIVERGED = "finished", "stopped", "diverged"
+__all__ = ["DIVERGED", "FINISHED", "STOPPED", "TrainResult", "drive", "train_and_evaluate"]
 
 
-class TrainResult(NamedTuple):
-    """How a run ended.
+class Program(abc.ABC):
+    """The compiled training of one run, or of several with steps in common."""
 
-    Attributes:
-      outcome: FINISHED; STOPPED by SIGTERM, its state saved; or DIVERGED: the loss, the
-        gradient or the parameters of `step` were not finite; the last good checkpoint is kept.
-      step: updates done, or the number of the update that diverged.
-      validation: metrics of the last validation on held-out corruptions.
-    """
+    @abc.abstractmethod
+    def begin(self, runs: Sequence[Run]) -> tuple[int, Any]:
+        """Opens the runs' data; returns the step to start from and the state there."""
 
-    outcome: str
-    step: int
-    validation: dict[str, float]
+    @abc.abstractmethod
+    def call(self, state: Any) -> tuple[Any, Any, float]:
+        """State → state and metrics some steps later, and seconds waited for the data."""
+
+    @abc.abstractmethod
+    def metrics(self, values: Any) -> list[dict[str, np.ndarray]]:
+        """Of each run, on the host, (steps,) each."""
+
+    @abc.abstractmethod
+    def state(self, state: Any, run: int) -> train_step.TrainState:
+        """A run's own state, to be saved."""
+
+    @abc.abstractmethod
+    def local(self, state: Any, run: int) -> train_step.TrainState:
+        """The same on one device of this process, to be validated."""
+
+    @property
+    @abc.abstractmethod
+    def flops(self) -> float | None:
+        """Of one step of one run on one device."""
 
 
 def train_and_evaluate(config: Config, workdir: str | Path) -> TrainResult:
     """Trains in `workdir`, evaluating on held-out corruptions; resumes what it finds there.
 
-    The order of the loop: validate the state → save it → next batch → step → log. All that is
-    random is folded by the step, so a resumed run repeats the undisturbed one bit for bit.
-
     Raises:
       BadInput: the data or the config is unusable, or the workdir belongs to another config.
     """
-    workdir, train = Path(workdir), config.train
     mesh = sharding.make_mesh(config)
-    augmentation.check_policy(config.data.augmentation, config.data.shape)
-    checkpoint.check_workdir(workdir, config)
-    data, textures = open_data(config)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(checkpoint.claim_workdir(workdir, config, _describe(data, textures)))
-        checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir, keep=train.keep))
-        key = jax.random.key(train.seed)
-        state = _initial_state(config, key, mesh)
-        start, state = checkpoints.restore(state) or (0, state)
-        step_function = sharding.compile_step(
-            lambda *args, axis=None: train_step.train_step(*args, config=config, axis=axis),
-            mesh,
-            config.sharding.wrapper,
-        )
-        examples = validation.fixed_examples(data.held_out, textures.held_out, config)
-        validate = validation.make_validate(config, examples)
-        stream = batches(
-            data.images,
-            textures.train,
-            seed=train.seed,
-            batch_size=train.batch_size,
-            start_step=start,
-            workers=config.data.workers,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        log = stack.enter_context(logs.RunLog(workdir, config, start=start))
-        stop = stack.enter_context(_sigterm())
-        scores: dict[str, float] = {}
-        metrics: dict[str, Any] = {}
+    with Run(config, workdir) as run:
+        (result,) = drive([run], Single(config, mesh))
+    return result
 
-        for step in range(start, train.steps + 1):
+
+def drive(runs: Sequence[Run], program: Program) -> list[TrainResult]:
+    """Takes runs of equal length to their end, together.
+
+    The order of the loop: validate the state → save it → next batch → steps → log. All that is
+    random is folded by the step, so a resumed run repeats the undisturbed one bit for bit.
+    """
+    config = runs[0].config
+    train, stride = config.train, runs[0].steps_per_call
+    start, state = program.begin(runs)
+    pending: tuple[int, Any, float] | None = None
+
+    def settle() -> None:
+        """Logs the last call; waits for it if it is still running."""
+        nonlocal pending
+        if pending is not None:
+            step, values, waited = pending
+            for run, metrics in zip(runs, program.metrics(values), strict=True):
+                if run.result is None:
+                    run.after(step, metrics, waited, program.flops)
+            pending = None
+
+    with _interrupted() as stop, _profiler(config, runs[0].workdir) as profile:
+        for step in range(start, train.steps + 1, stride):
             stopping, ending = stop.is_set(), step == train.steps
             validating = ending or (step % train.validate_every == 0 and not stopping)
             saving = step > start and (ending or stopping or step % train.checkpoint_every == 0)
-            if (validating or saving) and not _finite(metrics):
-                return TrainResult(DIVERGED, step, scores)
-            if validating:
-                scores, panel = validate(state.eval_params)
-                log.validation(step, scores, panel)
-            if saving:
-                checkpoints.save(step, state)
-            if ending or stopping:
-                return TrainResult(FINISHED if ending else STOPPED, step, scores)
-            began = time.perf_counter()
-            batch = sharding.place_batch(next(stream), mesh)
-            waited = time.perf_counter() - began
-            previous = metrics
-            state, metrics = step_function(state, batch, key)
-            # One step late, so that the host prepares the next step while this one runs.
-            if not _finite(previous):
-                return TrainResult(DIVERGED, step, scores)
-            log.step(step + 1, metrics, waited)
-    raise AssertionError("the loop returns")
+            if validating or saving or ending or stopping:
+                settle()
+            for i, run in enumerate(runs):
+                if run.result is None and validating:
+                    run.validate(step, program.local(state, i).eval_params)
+                if run.result is None and saving:
+                    run.checkpoints.save(step, program.state(state, i))
+                if run.result is None and (ending or stopping):
+                    run.end(FINISHED if ending else STOPPED, step)
+            if all(run.result for run in runs):
+                break
+            profile(step)
+            state, values, waited = program.call(state)
+            # One call late, so that the host prepares the next one while this one runs.
+            settle()
+            pending = step, values, waited
+    return [run.result for run in runs if run.result is not None]
 
 
-def open_data(config: Config) -> tuple[TrainingSplit, Textures]:
-    """The training images with those held out, and the textures likewise."""
-    data = config.data
-    split = open_training(data.spec, holdout=data.holdout, seed=config.train.seed)
-    return split, open_run_textures(config)
+class Single(Program):
+    """One run on a mesh of the axes data and model."""
+
+    def __init__(self, config: Config, mesh: jax.sharding.Mesh):
+        self._config, self._mesh = config, mesh
+        self._key = jax.random.key(config.train.seed)
+
+    def begin(self, runs: Sequence[Run]) -> tuple[int, train_step.TrainState]:
+        (run,) = runs
+        mesh = self._mesh
+        state = initial_state(self._config, self._key, mesh)
+        start, state = run.checkpoints.restore(state) or (0, state)
+        self._step = sharding.compile_step(
+            lambda *args, axis=None: train_step.train_step(*args, config=self._config, axis=axis),
+            mesh,
+            self._config.sharding.wrapper,
+            state,
+            steps=run.steps_per_call,
+        )
+        store, self._batches = run.begin(start)
+        self._store = sharding.place(store, sharding.replicated(mesh))
+        return start, state
+
+    def call(self, state: train_step.TrainState) -> tuple[train_step.TrainState, Any, float]:
+        began = time.perf_counter()
+        batches = sharding.place(next(self._batches), sharding.split(self._mesh))
+        waited = time.perf_counter() - began
+        return *self._step(state, self._store, batches, self._key), waited
+
+    def metrics(self, values: Any) -> list[dict[str, np.ndarray]]:
+        return [jax.device_get(sharding.local(values, self._mesh))]
+
+    def state(self, state: train_step.TrainState, run: int) -> train_step.TrainState:
+        del run
+        return state
+
+    def local(self, state: train_step.TrainState, run: int) -> train_step.TrainState:
+        del run
+        return sharding.local(state, self._mesh)
+
+    @property
+    def flops(self) -> float | None:
+        # XLA counts the body of a loop once, and there is one loop over parts of the batch.
+        total, parts = self._step.flops, self._config.train.accumulate
+        return total * parts / self._mesh.size if total else None
 
 
-def open_run_textures(config: Config) -> Textures:
-    """The textures, with those held out."""
-    data, seed = config.data, config.train.seed
-    return open_textures(data.textures, size=data.texture_size, cache=data.cache, seed=seed)
-
-
-def _describe(data: TrainingSplit, textures: Textures) -> dict[str, Any]:
-    """What evaluation must know of the training split, and what a reader wants to."""
-    return {
-        "channels": data.channels,
-        "training_images": len(data.images),
-        "held_out_names": list(data.held_out_names),
-        "fingerprint": data.fingerprint,
-        "textures": {"training": len(textures.train), "held_out": len(textures.held_out)},
-        "textures_fingerprint": textures.fingerprint,
-    }
-
-
-def _initial_state(config: Config, key: jax.Array, mesh: jax.sharding.Mesh) -> Any:
+def initial_state(config: Config, key: jax.Array, mesh: jax.sharding.Mesh) -> Any:
+    """The state before the first step, where the mesh wants it."""
     # Initialisers are hundreds of small random draws: slow to compile, run once.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    init = jax.jit(
-        lambda k: train_step.init_state(config, k),
-        out_shardings=sharding.replicated(mesh),
-        compiler_options=options,
-    )
-    return init(key)
 
+    def init(key: jax.Array) -> train_step.TrainState:
+        return train_step.init_state(config, key)
 
-def _finite(metrics: dict[str, Any]) -> bool:
-    return all(map(math.isfinite, jax.device_get(metrics).values()))
+    shapes = jax.eval_shape(init, key)
+    placed = sharding.state_sharding(mesh, shapes)
+    return jax.jit(init, out_shardings=placed, compiler_options=options)(key)
 
 
 @contextlib.contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets; a second SIGTERM ends the process as usual."""
+def _profiler(config: Config, workdir: Path) -> Iterator[Callable[[int], None]]:
+    """A function of the step, to be called before it, that traces those of `config.profile`."""
+    first, end = config.profile or (0, 0)
+    running = False
+
+    def at(step: int) -> None:
+        nonlocal running
+        wanted = first <= step < end
+        if wanted and not running:
+            jax.profiler.start_trace(str(workdir / "profile"))
+        if running and not wanted:
+            jax.profiler.stop_trace()
+        running = wanted
+
+    try:
+        yield at
+    finally:
+        if running:
+            jax.profiler.stop_trace()
+
+
+@contextlib.contextmanager
+def _interrupted() -> Iterator[threading.Event]:
+    """An event that SIGTERM or Ctrl-C sets; the second one ends the process as usual."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event  # signals reach the main thread only
         return
 
-    def handle(*_: object) -> None:
+    def handle(number: int, _: object) -> None:
         event.set()
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before[number])
 
-    before = signal.signal(signal.SIGTERM, handle)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield event
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in numbers:
+            signal.signal(number, before[number])

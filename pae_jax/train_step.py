@@ -1,6 +1,7 @@
 """One training step as one pure function, and the state it maps."""
 
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from jax import Array
 from pae_jax import augmentation, corruption, objective, preprocess, rng, unet
 from pae_jax.config import Config, OptimizerConfig
 
-Batch = dict[str, Array]  # image (b, h, w, c) and texture (b, t, t, c'), uint8
+Batch = Mapping[str, Array]  # image (b, h, w, c) and texture (b, t, t, c'), uint8
 Metrics = dict[str, Array]
 
 
@@ -97,6 +98,22 @@ def _same(tree: Any) -> Any:
     return tree
 
 
+def _accumulate(function: Callable[[Any], Any], examples: Any, parts: int) -> Any:
+    """The mean of `function` over `parts` equal parts of the examples, one after the other."""
+    if parts == 1:
+        return function(examples)
+    # Part i takes every parts-th example, so that each is spread over all devices.
+    split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), examples)
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(part)), None
+
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], split))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, split)
+    return jax.tree.map(lambda x: x / parts, total)
+
+
 def train_step(
     state: TrainState, batch: Batch, key: Array, *, config: Config, axis: str | None = None
 ) -> tuple[TrainState, Metrics]:
@@ -111,7 +128,8 @@ def train_step(
 
     Returns:
       The state after the step and scalar metrics: "loss", one entry for each term of the
-      objective, "gradient_norm" and "parameter_norm" (after the step).
+      objective, "gradient_norm" and "parameter_norm" (after the step). With `train.accumulate`
+      = k the gradient is taken in k parts of the batch, one after the other, and is the same.
     """
     count = batch["image"].shape[0]
     first = jax.lax.axis_index(axis) * count if axis else 0
@@ -119,13 +137,18 @@ def train_step(
     examples = make_examples(batch, key, state.step, config, first=first)
     probe_keys = rng.per_example(rng.stream(key, "objective", state.step), count, first=first)
 
-    def loss(params: Any) -> tuple[Array, Metrics]:
+    def loss(params: Any, part: tuple[corruption.CorruptedBatch, Array]) -> tuple[Array, Metrics]:
         f = unet.bind(config.model, params)
-        value = objective.objective(f, examples, probe_keys, config.objective, state.step)
+        value = objective.objective(f, *part, config.objective, state.step)
         return jnp.mean(value.loss), {name: jnp.mean(term) for name, term in value.terms.items()}
 
-    (value, terms), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-    value, terms, gradient = average((value, terms, gradient))
+    differentiate = jax.value_and_grad(loss, has_aux=True)
+    found = _accumulate(
+        lambda part: differentiate(state.params, part),
+        (examples, probe_keys),
+        config.train.accumulate,
+    )
+    (value, terms), gradient = average(found)
     updates, opt_state = optimizer(config).update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema

@@ -22,7 +22,7 @@ def test_every_few_steps_and_the_speed_between(tmp_path, monkeypatch):
     with logs.RunLog(tmp_path, options, start=0) as log:
         for step in range(1, 11):
             now += 0.5
-            log.step(step, {"loss": np.float32(1 / step)}, waited=0.1)
+            log.step(step, {"loss": 1 / step}, waited=0.1)
             if step == 5:
                 now += 100.0  # not the steps' time
                 log.validation(5, {"bias": 0.25}, panel)

@@ -16,8 +16,15 @@ TEXTURES = np.arange(M, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8,
 
 
 def take(count, **options):
+    """Batches of single steps, whatever the elements' number of steps."""
     options = {"seed": 3, "batch_size": 4} | options
-    return list(itertools.islice(batches(IMAGES, TEXTURES, **options), count))
+    found = []
+    for element in batches(IMAGES, TEXTURES, **options):
+        assert len(element["image"]) == len(element["texture"]) == options.get("steps", 1)
+        for image, texture in zip(element["image"], element["texture"], strict=True):
+            found.append({"image": image, "texture": texture})
+        if len(found) >= count:
+            return found[:count]
 
 
 def assert_same(left, right):
@@ -44,6 +51,18 @@ def test_resumed_equals_undisturbed(start):
 
 def test_threads_do_not_matter():
     assert_same(take(20, workers=1), take(20, workers=8))
+
+
+@pytest.mark.parametrize("start", [0, 6])
+def test_several_steps_make_one_element(start):
+    assert_same(take(12, steps=3, start_step=start), take(12, start_step=start))
+
+
+def test_by_index_names_what_would_be_gathered():
+    for index, batch in zip(take(9, by_index=True, steps=3), take(9), strict=True):
+        assert index["image"].dtype == index["texture"].dtype == np.int32
+        np.testing.assert_array_equal(IMAGES[index["image"]], batch["image"])
+        np.testing.assert_array_equal(TEXTURES[index["texture"]], batch["texture"])
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -112,4 +131,4 @@ def test_the_order_is_pinned():
 
 def test_one_image_and_one_texture():
     pair = batches(IMAGES[:1], TEXTURES[:1], seed=0, batch_size=3)
-    assert next(pair)["image"].shape == (3, 4, 6, 3)
+    assert next(pair)["image"].shape == (1, 3, 4, 6, 3)

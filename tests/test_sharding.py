@@ -24,7 +24,17 @@ SETTINGS = {
     "optimizer": {"learning_rate": 1e-3},
     "train": {"batch_size": 8},
 }
-PLACES = [("jit", 1), ("jit", 2), ("jit", 8), ("pmap", 8)]
+PLACES = [
+    ("jit", 1, 1),
+    ("jit", 2, 1),
+    ("jit", 8, 1),
+    ("jit", 2, 4),
+    ("shard_map", 8, 1),
+    ("pmap", 8, 1),
+]
+
+
+STEPS = 20
 
 
 def make_config(**section) -> config.Config:
@@ -32,45 +42,75 @@ def make_config(**section) -> config.Config:
 
 
 @functools.cache
-def history(wrapper: str, devices: int):
-    """Metrics of four steps, and the parameters after them."""
-    settings = make_config(wrapper=wrapper, data=devices)
+def history(wrapper: str, devices: int, model: int, steps: int = 1):
+    """Metrics of twenty steps, and the parameters after them."""
+    settings = make_config(wrapper=wrapper, data=devices, model=model)
     mesh = sharding.make_mesh(settings)
     key = jax.random.key(0)
     state = train_step.init_state(settings, key)
-    state = jax.device_put(state, sharding.replicated(mesh))
+    state = jax.device_put(state, sharding.state_sharding(mesh, state))
     step = sharding.compile_step(
         lambda *args, axis=None: train_step.train_step(*args, config=settings, axis=axis),
         mesh,
         wrapper,
+        state,
+        steps=steps,
     )
     random = np.random.default_rng(0)
+    data = {
+        "image": random.integers(0, 256, (STEPS, 8, 12, 12, 1), dtype=np.uint8),
+        "texture": random.integers(0, 256, (STEPS, 8, 12, 12, 3), dtype=np.uint8),
+    }
     metrics = []
-    for _ in range(4):
-        batch = {
-            "image": random.integers(0, 256, (8, 12, 12, 1), dtype=np.uint8),
-            "texture": random.integers(0, 256, (8, 12, 12, 3), dtype=np.uint8),
-        }
-        placed = sharding.place_batch(batch, mesh)
-        assert len(placed["image"].sharding.device_set) == devices
-        state, values = step(state, placed, key)
-        metrics.append({name: float(value) for name, value in values.items()})
-    return metrics, jax.device_get(state.params)
+    for first in range(0, STEPS, steps):
+        batch = {name: values[first : first + steps] for name, values in data.items()}
+        placed = sharding.place(batch, sharding.split(mesh))
+        assert len(placed["image"].sharding.device_set) == devices * model
+        state, values = step(state, {}, placed, key)
+        metrics.append(sharding.local(values, mesh))
+    whole = {name: np.concatenate([m[name] for m in metrics]) for name in metrics[0]}
+    return whole, jax.device_get(sharding.local(state.params, mesh)), state
 
 
 @pytest.mark.usefixtures("compilation_cache")
-@pytest.mark.parametrize(("wrapper", "devices"), PLACES[1:])
-def test_the_step_is_the_same_on_any_devices(wrapper, devices):
-    metrics, params = history(wrapper, devices)
-    expected_metrics, expected_params = history(*PLACES[0])
-    for values, expected in zip(metrics, expected_metrics, strict=True):
-        assert values.keys() == expected.keys() >= {"loss", "reconstruction", "jacobian"}
-        for name in values:
-            np.testing.assert_allclose(values[name], expected[name], rtol=1e-5, err_msg=name)
+@pytest.mark.parametrize("place", PLACES[1:])
+def test_the_step_is_the_same_on_any_devices(place):
+    metrics, params, _ = history(*place)
+    expected_metrics, expected_params, _ = history(*PLACES[0])
+    assert metrics.keys() == expected_metrics.keys() >= {"loss", "reconstruction", "jacobian"}
+    for name, values in metrics.items():
+        assert values.shape == (STEPS,)
+        np.testing.assert_allclose(values, expected_metrics[name], rtol=1e-5, err_msg=name)
     for leaf, expected in zip(
         jax.tree.leaves(params), jax.tree.leaves(expected_params), strict=True
     ):
         np.testing.assert_allclose(leaf, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_axis_model_divides_parameters_and_optimiser_state():
+    _, _, state = history("jit", 2, 4)
+    kernel = state.params["params"]["encoder_0"]["Conv_0"]["kernel"]
+    assert kernel.shape[-1] == 4
+    for leaf in (kernel, state.opt_state[0].mu["params"]["encoder_0"]["Conv_0"]["kernel"]):
+        assert leaf.addressable_shards[0].data.shape == (*kernel.shape[:-1], 1)
+
+
+@pytest.mark.usefixtures("compilation_cache")
+def test_several_steps_in_one_call():
+    metrics, params, _ = history("jit", 1, 1, steps=5)
+    expected_metrics, expected_params, _ = history("jit", 1, 1)
+    np.testing.assert_allclose(metrics["loss"], expected_metrics["loss"], rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), params, expected_params
+    )
+
+
+def test_a_step_is_never_compiled_again():
+    step = sharding.Compiled(jax.jit(lambda x: 2 * x))
+    assert step(np.ones(3, np.float32)).shape == (3,)
+    assert step.flops == 3
+    with pytest.raises(TypeError, match="compiled"):
+        step(np.ones(4, np.float32))
 
 
 @pytest.mark.parametrize(("batch", "count"), [(8, 8), (4, 4), (6, 2), (1, 1), (16, 8)])

@@ -79,7 +79,7 @@ def test_killed_and_resumed_is_undisturbed_bit_for_bit(trained, tmp_path):
 def test_sigterm_saves_and_stops(trained, tmp_path, monkeypatch, capsys):
     step = logs.RunLog.step
 
-    def terminate(self, number, *args):
+    def terminate(self, number, *args):  # while the step after it runs
         step(self, number, *args)
         if number == 7:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -89,9 +89,9 @@ def test_sigterm_saves_and_stops(trained, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(logs.RunLog, "step", terminate)
         assert main.main(command) == 1
-    assert "stopped at step 7" in capsys.readouterr().out
+    assert "stopped at step 8" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) is before
-    assert runs.read_state(tmp_path)[0] == 7
+    assert runs.read_state(tmp_path)[0] == 8
 
     assert main.main(command) == 0
     runs.assert_same_state(tmp_path, trained.workdir)
