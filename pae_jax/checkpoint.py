@@ -9,6 +9,7 @@ W/.lock             held by the process that trains in W
 import contextlib
 import fcntl
 import json
+import logging
 import math
 import os
 import sys
@@ -27,14 +28,28 @@ from pae_jax.config import Config, from_config_dict
 _training: Any = ocp.training  # its annotations contradict its own classes
 
 
+class CannotWrite(OSError):
+    """A full or broken disk: one line that names the file or directory, and the reason."""
+
+    def __init__(self, path: Path, error: BaseException):
+        reason = isinstance(error, OSError) and error.strerror
+        super().__init__(f"{path}: cannot be written ({reason or _first_line(error, 300)})")
+
+
+def _first_line(error: BaseException, length: int) -> str:
+    return str(error).strip().partition("\n")[0][:length]
+
+
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Writes to a temporary name in the same directory, then renames."""
+    """Writes to a temporary name in the same directory, then renames; or `CannotWrite`."""
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(data)
         os.replace(temporary, path)
+    except OSError as error:
+        raise CannotWrite(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -131,6 +146,11 @@ def claim_workdir(workdir: Path, config: Config, data_record: dict[str, Any]) ->
         yield
 
 
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    """False for the tracebacks, a thousand lines, of errors that Orbax logs and then raises."""
+    return not (record.exc_info and "orbax" in Path(record.pathname).parts)
+
+
 class Checkpoints:
     """The checkpoints of one workdir; a context manager that waits for pending saves.
 
@@ -139,6 +159,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, *, keep: int | None = None):
+        logging.getLogger("absl").addFilter(_not_of_orbax)
         self.directory = workdir.absolute() / "checkpoints"
         self._orbax = _training.Checkpointer(
             self.directory,
@@ -150,8 +171,12 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._orbax.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self._orbax.close()
+        except Exception as error:
+            if kind is None:  # else what failed first is already on its way
+                raise CannotWrite(self.directory, error) from error
 
     @property
     def steps(self) -> list[int]:
@@ -159,16 +184,29 @@ class Checkpoints:
         return sorted(checkpoint.step for checkpoint in self._orbax.checkpoints)
 
     def save(self, step: int, state: Any) -> None:
-        """Saves in the background; returns once the arrays are copied off the device."""
+        """Saves in the background; returns once the arrays are copied off the device.
+
+        Raises:
+          CannotWrite: this save failed, or the one before it in the background; so do `wait` and
+            the end of the context. The checkpoints before stay as they are.
+        """
         # Orbax writes to a temporary directory and renames it when all is on disk. A torn
         # checkpoint of the same step, from an earlier run, is replaced.
         checkpoint = {"state": state, "data": {"position": np.asarray(step)}}
         overwrite = step in self.steps
-        self._orbax.save_checkpointables_async(step, checkpoint, force=True, overwrite=overwrite)
+        try:
+            self._orbax.save_checkpointables_async(
+                step, checkpoint, force=True, overwrite=overwrite
+            )
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            raise CannotWrite(self.directory, error) from error
 
     def wait(self) -> None:
         """Returns when every pending save is on disk."""
-        self._orbax.wait()
+        try:
+            self._orbax.wait()
+        except Exception as error:
+            raise CannotWrite(self.directory, error) from error
 
     def restore(self, state: Any) -> tuple[int, Any] | None:
         """The newest readable checkpoint as (data position, state), or None without one.
@@ -189,10 +227,8 @@ class Checkpoints:
             try:
                 found = self._orbax.load_checkpointables(step, abstract)
             except Exception as error:  # Orbax and TensorStore raise many kinds
-                reason = str(error).strip().partition("\n")[0][:120]
-                print(
-                    f"{self.directory / str(step)}: unreadable, skipped ({reason})", file=sys.stderr
-                )
+                directory, reason = self.directory / str(step), _first_line(error, 120)
+                print(f"{directory}: unreadable, skipped ({reason})", file=sys.stderr)
                 continue
             return int(found["data"]["position"]), found["state"]
         if steps:
