@@ -110,7 +110,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     sharding.wrapper = "jit"  # jit (with shardings) | shard_map | pmap
     sharding.data = -1  # devices along the batch; -1: all that divide it
     sharding.model = 1  # devices along the output channels of parameters and optimiser state
-    sharding.population = "auto"  # members on one device: map (in turn) | vmap (together) | auto
+    sharding.members = 0  # runs that one program trains, of a sweep or of :all; 0: one a device
+    sharding.population = "map"  # members on one device: map (in turn) | vmap (together)
 
     # ---- eval: from f(x̂) to maps, scores and metrics (§2.2) ----
     config.eval = evaluation = ConfigDict()

@@ -35,5 +35,10 @@ OBJECTS = {
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`arg`: one of the fifteen categories."""
+    """`arg`: one of the fifteen categories; `pae train` also takes "all"."""
     return category_config("mvtec_ad", arg, TEXTURES | OBJECTS, texture=arg in TEXTURES)
+
+
+def members(arg: str) -> list[str] | None:
+    """What "all" stands for: every category, in a workdir of its own."""
+    return list(TEXTURES | OBJECTS) if arg == "all" else None

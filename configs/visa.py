@@ -29,5 +29,10 @@ OBJECTS = {
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`arg`: one of the twelve categories."""
+    """`arg`: one of the twelve categories; `pae train` also takes "all"."""
     return category_config("visa", arg, OBJECTS, texture=False)
+
+
+def members(arg: str) -> list[str] | None:
+    """What "all" stands for: every category, in a workdir of its own."""
+    return list(OBJECTS) if arg == "all" else None

@@ -208,12 +208,13 @@ class Checkpoints:
         except Exception as error:
             raise CannotWrite(self.directory, error) from error
 
-    def restore(self, state: Any) -> tuple[int, Any] | None:
+    def restore(self, state: Any, *, until: int | None = None) -> tuple[int, Any] | None:
         """The newest readable checkpoint as (data position, state), or None without one.
 
         Args:
           state: arrays or `jax.ShapeDtypeStruct`s with the shapes, types and shardings wanted;
             the shardings may differ from those under which the checkpoint was written.
+          until: leaves out the checkpoints of later steps.
 
         A checkpoint that cannot be read is named on stderr and the one before it is taken;
         where none can be read, `BadInput` names the directory.
@@ -222,7 +223,7 @@ class Checkpoints:
             "state": jax.tree.map(ocp.arrays.to_shape_dtype_struct, state),
             "data": {"position": np.asarray(0)},
         }
-        steps = self.steps
+        steps = [step for step in self.steps if until is None or step <= until]
         for step in reversed(steps):
             try:
                 found = self._orbax.load_checkpointables(step, abstract)

@@ -175,7 +175,8 @@ class ShardingConfig:
     wrapper: str = _field("jit", choices=("jit", "shard_map", "pmap"))
     data: int = _field(-1, at_least=-1)
     model: int = _field(1, at_least=1)
-    population: str = _field("auto", choices=("auto", "map", "vmap"))
+    members: int = _field(0, at_least=0)
+    population: str = _field("map", choices=("map", "vmap"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,6 +318,22 @@ def load(config_file: str, overrides: Sequence[str] = ()) -> Config:
     return from_config_dict(override(values, overrides))
 
 
+def load_members(config_file: str, overrides: Sequence[str] = ()) -> dict[str, Config]:
+    """The runs that `configs/X.py[:arg]` stands for, by name.
+
+    A config file that defines `members(arg)` names the arguments that an argument such as "all"
+    stands for, or returns None; any other file stands for one run, under the name "".
+
+    Raises:
+      BadInput: with one line that names the file or the key.
+    """
+    path, _, argument = config_file.partition(":")
+    names = _read(path).get("members", lambda arg: None)(argument)
+    if names is None:
+        return {"": load(config_file, overrides)}
+    return {name: load(f"{path}:{name}", overrides) for name in names}
+
+
 def load_sweep(config_file: str, overrides: Sequence[str] = ()) -> list[tuple[str, int, Config]]:
     """Reads a config file that also has `sweep(add, arg)`; see `configs/ablation.py`.
 
@@ -343,6 +360,16 @@ def load_sweep(config_file: str, overrides: Sequence[str] = ()) -> list[tuple[st
 def _run(config_file: str) -> tuple[dict[str, Any], dict[str, Any], str | None]:
     """What a config file defines, the values it returns, and the argument behind its colon."""
     path, _, argument = config_file.partition(":")
+    module = _read(path)
+    try:
+        values = module["get_config"](argument or None).to_dict()
+    except ValueError as error:  # how a config file refuses its argument
+        raise BadInput(f"{config_file}: {error}") from None
+    return module, values, argument or None
+
+
+def _read(path: str) -> dict[str, Any]:
+    """What a config file defines."""
     if not Path(path).is_file():
         raise BadInput(f"{path}: no such config file")
     try:
@@ -351,11 +378,7 @@ def _run(config_file: str) -> tuple[dict[str, Any], dict[str, Any], str | None]:
         raise BadInput(f"{path}: cannot be read ({error})") from None
     if "get_config" not in module:
         raise BadInput(f"{path}: defines no get_config")
-    try:
-        values = module["get_config"](argument or None).to_dict()
-    except ValueError as error:  # how a config file refuses its argument
-        raise BadInput(f"{config_file}: {error}") from None
-    return module, values, argument or None
+    return module
 
 
 def override(values: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:

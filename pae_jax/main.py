@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 # Heavy packages are imported by the verb that needs them, so that `pae --help` is quick.
 
@@ -10,18 +11,30 @@ USAGE = "Projecting autoencoders for structural anomaly detection."
 
 
 def _train(args: argparse.Namespace, overrides: list[str]) -> int:
-    from pae_jax import config, train
+    from pae_jax import compilation, config, population, train
 
-    result = train.train_and_evaluate(config.load(args.config, overrides), args.workdir)
-    print(f"{args.workdir}: {result.outcome} at step {result.step}")
-    if result.outcome == train.DIVERGED:
-        print(f"step {result.step}: loss, gradient or parameters are not finite", file=sys.stderr)
-    return 0 if result.outcome == train.FINISHED else 1
+    compilation.start(args.distributed)
+    members = config.load_members(args.config, overrides)
+    outcomes = set()
+    for chunk in population.chunks(list(members.values())):
+        names = [list(members)[i] for i in chunk]
+        workdirs = [Path(args.workdir, name) for name in names]
+        runs = [(members[name], workdir) for name, workdir in zip(names, workdirs, strict=True)]
+        for workdir, result in zip(workdirs, population.train_population(runs), strict=True):
+            outcomes.add(result.outcome)
+            print(f"{workdir}: {result.outcome} at step {result.step}")
+            if result.outcome == train.DIVERGED:
+                line = f"step {result.step}: loss, gradient or parameters are not finite"
+                print(line, file=sys.stderr)
+        if train.STOPPED in outcomes:
+            break
+    return 0 if outcomes == {train.FINISHED} else 1
 
 
 def _evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
-    from pae_jax import evaluate
+    from pae_jax import compilation, evaluate
 
+    compilation.start()
     evaluation = evaluate.evaluate(args.workdir, overrides=overrides, save_maps=args.save_maps)
     print(evaluate.format_table(evaluation))
     print(evaluation.report)
@@ -29,15 +42,17 @@ def _evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
-    from pae_jax import predict
+    from pae_jax import compilation, predict
 
+    compilation.start()
     print(predict.predict(args.workdir, args.images, args.out, overrides=overrides))
     return 0
 
 
 def _sweep(args: argparse.Namespace, overrides: list[str]) -> int:
-    from pae_jax import sweep
+    from pae_jax import compilation, sweep
 
+    compilation.start()
     table = sweep.sweep(args.config, args.workdir, overrides)
     print(table.read_text())
     print(table)
@@ -52,6 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     train = verbs.add_parser("train", help="train a model; resumes a run found in the workdir")
     train.add_argument("--config", required=True, help="configs/X.py[:arg]; see also --config.KEY")
     train.add_argument("--workdir", **workdir)
+    train.add_argument(
+        "--distributed",
+        metavar="auto|HOST:PORT/COUNT/INDEX",
+        help="one of several processes: found out on a TPU slice or under Slurm, or named",
+    )
     train.set_defaults(run=_train)
 
     evaluate = verbs.add_parser("evaluate", help="metrics and a report on the test split")

@@ -55,7 +55,7 @@ def objective(
     """
     corrupted, clean, mask = batch
     target = clean
-    if config.noise:
+    if _present(config.noise):
         draw = jax.vmap(lambda k: jax.random.normal(k, clean.shape[1:], clean.dtype))
         noise = config.noise * draw(rng.per_example(rng.stream(key, "noise"), clean.shape[0]))
         corrupted, target = corrupted + noise, clean + noise
@@ -64,7 +64,7 @@ def objective(
     terms = {}
     for name, penalty in _PENALTIES.items():
         section = getattr(config, name)
-        if section.weight:
+        if _present(section.weight):
             terms[name] = penalty(evaluations, rng.stream(key, name), section, step)
     reconstruction = evaluations("corrupted")
     loss = reconstruction_loss(reconstruction, target, mask, weight=config.weight)
@@ -98,6 +98,11 @@ def reconstruction_loss(
         return error / jnp.where(norm > 0, norm, 1)
 
     return (1 - weight) * term(1 - mask) + weight * term(mask)
+
+
+def _present(weight: float | Float[Array, ""]) -> bool:
+    """Whether a term is in the program; a traced weight belongs to a term that is."""
+    return isinstance(weight, jax.Array) or weight != 0
 
 
 class _Evaluations:

@@ -182,6 +182,10 @@ class Compiled:
             self._program = lowered.compile()
         return self._program(*args)
 
+    def hlo(self) -> str:
+        """The compiled program as text, after the first call."""
+        return self._program.as_text()
+
 
 def compile_step(step: Step, mesh: Mesh, wrapper: str, state: Any, *, steps: int = 1) -> Compiled:
     """`step(state, batch, key, *, axis=None)` → compiled calls of `steps` steps; see `WRAPPERS`."""

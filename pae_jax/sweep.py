@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pae_jax import checkpoint, evaluate, predict, train
+from pae_jax import checkpoint, evaluate, population, predict, train
 from pae_jax.config import Config, load_sweep
 
 # What the tables show of metrics.json, where it is there; the step's time comes from the log.
@@ -77,17 +77,24 @@ def sweep(
     workdir = Path(workdir)
     for member in members:
         checkpoint.check_workdir(workdir / "members" / member.name, member.config)
-    rows = []
-    for number, member in enumerate(members, 1):
-        folder = workdir / "members" / member.name
-        done = _finished(folder, member)
-        say(f"{number}/{len(members)} {member.name}: {'finished before' if done else 'training'}")
-        if not done:
-            result = train.train_and_evaluate(member.config, folder)
+    folders = [workdir / "members" / member.name for member in members]
+    waiting = []
+    for i, member in enumerate(members):
+        if _finished(folders[i], member):
+            say(f"{i + 1}/{len(members)} {member.name}: finished before")
+        else:
+            waiting.append(i)
+    for chunk in population.chunks([members[i].config for i in waiting]):
+        chosen = [waiting[i] for i in chunk]
+        for i in chosen:
+            say(f"{i + 1}/{len(members)} {members[i].name}: training")
+        results = population.train_population([(members[i].config, folders[i]) for i in chosen])
+        for i, result in zip(chosen, results, strict=True):
             if result.outcome != train.FINISHED:
-                raise RuntimeError(f"{folder}: {result.outcome} at step {result.step}")
-            evaluate.evaluate(folder)
-        rows.append(_row(folder, member))
+                raise RuntimeError(f"{folders[i]}: {result.outcome} at step {result.step}")
+        for i in chosen:
+            evaluate.evaluate(folders[i])
+    rows = [_row(folder, member) for folder, member in zip(folders, members, strict=True)]
     out = workdir / "sweep"
     predict.write_csv(out / "results.csv", rows)
     checkpoint.write_atomically(out / "results.md", _markdown(rows))

@@ -92,7 +92,7 @@ def drive(runs: Sequence[Run], program: Program) -> list[TrainResult]:
                 if run.result is None and validating:
                     run.validate(step, program.local(state, i).eval_params)
                 if run.result is None and saving:
-                    run.checkpoints.save(step, program.state(state, i))
+                    run.save(step, program.state(state, i))
                 if run.result is None and (ending or stopping):
                     run.end(FINISHED if ending else STOPPED, step)
             if all(run.result for run in runs):
@@ -200,7 +200,7 @@ def _interrupted() -> Iterator[threading.Event]:
         signal.signal(number, before[number])
 
     numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, handle) for number in numbers}
+    before: dict[int, Any] = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield event
     finally:

@@ -1,6 +1,8 @@
 """One regime for all tests: shapes checked, rank promotion an error, eight CPU devices."""
 
+import atexit
 import os
+import tempfile
 
 # Compiling is most of the tests' time, and LLVM's optimisations are most of compiling.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1"
@@ -12,6 +14,11 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook("pae_jax", "beartype.beartype")
+
+# The user's own cache is neither read nor filled.
+_cache = tempfile.TemporaryDirectory(prefix="pae_tests_")
+atexit.register(_cache.cleanup)
+os.environ["PAE_CACHE"] = _cache.name
 
 import runs  # noqa: E402 - after the hook, since it imports pae_jax
 

@@ -24,6 +24,7 @@ def get_config(arg=None):
     config.train.tensorboard = False
     config.eval.bootstrap = 0
     config.eval.max_steps = 3
+    config.sharding.members = 1
     return config
 
 def sweep(add, arg=None):

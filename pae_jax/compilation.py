@@ -1,0 +1,47 @@
+"""What a process sets up before it touches a device: the compilation cache, its peers."""
+
+import jax
+
+from data_pipelines.cache import default_cache
+from data_pipelines.errors import BadInput
+
+
+def start(distributed: str | None = None) -> None:
+    """Called once by the command line; a notebook or a test decides for itself.
+
+    Args:
+      distributed: "auto" on a TPU slice or under Slurm, "HOST:PORT/COUNT/INDEX" anywhere else;
+        None for a single process.
+    """
+    use_cache()
+    if distributed:
+        join(distributed)
+
+
+def use_cache() -> None:
+    """Keeps compiled programs in $PAE_CACHE/compiled, unless JAX was told another place.
+
+    A second start of a run compiles nothing.
+    """
+    if jax.config.jax_compilation_cache_dir:  # by $JAX_COMPILATION_CACHE_DIR or in code
+        return
+    jax.config.update("jax_compilation_cache_dir", str(default_cache() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def join(distributed: str) -> None:
+    """Joins the processes that train one run together."""
+    if distributed == "auto":
+        jax.distributed.initialize()
+        return
+    try:
+        address, count, index = distributed.split("/")
+        numbers = int(count), int(index)
+    except ValueError:
+        raise BadInput(
+            f"--distributed: auto or HOST:PORT/COUNT/INDEX, not {distributed!r}"
+        ) from None
+    if not 0 <= numbers[1] < numbers[0]:
+        raise BadInput(f"--distributed: process {index} of {count}")
+    jax.distributed.initialize(address, *numbers)

@@ -1,0 +1,239 @@
+"""Many runs of one architecture as one program: categories, seeds, weights of penalties.
+
+Every device trains its own members; nothing passes between them in the step. Each member has
+its own data, randomness, metrics, checkpoints and workdir, as if it ran alone, so that
+`pae evaluate` works on any of them, and any of them goes on alone.
+"""
+
+import contextlib
+import copy
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from data_pipelines.errors import BadInput
+from pae_jax import sharding, train_step
+from pae_jax.config import Config
+from pae_jax.run import Run, TrainResult
+from pae_jax.train import Program, Single, drive, initial_state
+
+# In these keys the members of one program may differ.
+NUMBERS = (
+    "objective.weight",
+    "objective.noise",
+    "objective.jacobian.weight",
+    "objective.idempotency.weight",
+    "objective.identity.weight",
+    "optimizer.learning_rate",
+)
+OWN = ("train.seed", "data.root", "data.category", "data.textures", "data.groups", "data.cache")
+
+
+def _get(tree: Any, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), tree)
+
+
+def _replace(config: Any, key: str, value: Any) -> Any:
+    """A copy with another value of any type: it may be traced."""
+    name, _, rest = key.partition(".")
+    changed = copy.copy(config)
+    value = _replace(getattr(config, name), rest, value) if rest else value
+    object.__setattr__(changed, name, value)  # frozen, and checked when it was made
+    return changed
+
+
+def kind(config: Config) -> Config:
+    """Members whose kinds are equal can share a program.
+
+    The kind is the config without what is a member's own, its numbers replaced by 0 or 1: a
+    penalty of weight 0 is not in the program at all.
+    """
+    for key in NUMBERS:
+        config = _replace(config, key, float(_get(config, key) != 0))
+    for key in OWN:
+        config = _replace(config, key, None)
+    return config
+
+
+def chunks(configs: Sequence[Config]) -> list[list[int]]:
+    """Indices of configs that train together: of one kind, at most `sharding.members` of them."""
+    found: dict[Config, list[int]] = {}
+    for i, config in enumerate(configs):
+        found.setdefault(kind(config), []).append(i)
+    result = []
+    for group in found.values():
+        size = configs[group[0]].sharding.members or jax.local_device_count()
+        result += [group[i : i + size] for i in range(0, len(group), size)]
+    return result
+
+
+def train_population(members: Sequence[tuple[Config, str | Path]]) -> list[TrainResult]:
+    """Trains configs of one kind, each in its workdir; resumes what it finds there.
+
+    All go on from the newest step of which every member has a checkpoint. Grey and coloured
+    categories make separate programs; a member that is alone in its program has the mesh of a
+    single run.
+
+    Raises:
+      BadInput: as `train_and_evaluate`; or the members differ in more than they may.
+    """
+    first = members[0]
+    for config, workdir in members[1:]:
+        if kind(config) != kind(first[0]):
+            allowed = ", ".join(NUMBERS + OWN)
+            raise BadInput(f"{workdir}: differs from {first[1]} in more than {allowed}")
+    if jax.process_count() > 1:
+        raise BadInput("a population is trained by one process; start one for each part of it")
+    with contextlib.ExitStack() as stack:
+        runs = [stack.enter_context(Run(config, workdir)) for config, workdir in members]
+        together: dict[Any, list[Run]] = {}
+        for run in runs:
+            shape = (run.data.channels, run.textures.train.shape[-1], run.on_device)
+            together.setdefault((*shape, run.steps_per_call), []).append(run)
+        for group in together.values():
+            configs = [run.config for run in group]
+            mesh = sharding.make_mesh(configs[0])
+            drive(group, Population(configs) if len(group) > 1 else Single(configs[0], mesh))
+    return [run.result for run in runs if run.result is not None]
+
+
+class Population(Program):
+    """Members on a mesh of the axis "member"; several on a device in turn, or together."""
+
+    def __init__(self, configs: Sequence[Config]):
+        self._configs = list(configs)
+        count, devices = len(configs), jax.local_devices()
+        size = max(n for n in range(1, len(devices) + 1) if count % n == 0)
+        kinds = (AxisType.Auto,)
+        self._mesh = jax.make_mesh((size,), (sharding.MEMBER,), kinds, devices=devices[:size])
+        self._places = [devices[i * size // count] for i in range(count)]
+
+    def begin(self, runs: Sequence[Run]) -> tuple[int, train_step.TrainState]:
+        first = [self._alone(run, place) for run, place in zip(runs, self._places, strict=True)]
+        start, states = _common_start(runs, first)
+        feeds = [run.begin(start) for run in runs]
+        self._batches = [feed.batches for feed in feeds]
+        self._store = self._stack([_padded(feed.store, feeds) for feed in feeds])
+        keys = [jax.random.key(config.train.seed) for config in self._configs]
+        self._keys = jax.device_put(jnp.stack(keys), self._split())
+        numbers = [
+            {key: np.float32(_get(config, key)) for key in NUMBERS if _get(config, key)}
+            for config in self._configs
+        ]
+        self._numbers = self._stack(numbers)
+        self._step = sharding.Compiled(
+            jax.jit(
+                call(self._configs[0], self._mesh, steps=runs[0].steps_per_call), donate_argnums=0
+            )
+        )
+        return start, self._stack(states)
+
+    def call(self, state: Any) -> tuple[Any, Any, float]:
+        began = time.perf_counter()
+        batches = self._stack([next(stream) for stream in self._batches])
+        waited = time.perf_counter() - began
+        state, values = self._step(state, self._store, batches, self._keys, self._numbers)
+        return state, values, waited
+
+    def metrics(self, values: Any) -> list[dict[str, np.ndarray]]:
+        found = jax.device_get(values)
+        return [{name: of[i] for name, of in found.items()} for i in range(len(self._configs))]
+
+    def state(self, state: Any, run: int) -> train_step.TrainState:
+        place = run % (len(self._configs) // self._mesh.size)
+
+        def own(leaf: jax.Array) -> jax.Array:
+            shards = {shard.device: shard.data for shard in leaf.addressable_shards}
+            return shards[self._places[run]][place]
+
+        return jax.tree.map(own, state)
+
+    def local(self, state: Any, run: int) -> train_step.TrainState:
+        return self.state(state, run)
+
+    @property
+    def flops(self) -> float | None:
+        total, parts = self._step.flops, self._configs[0].train.accumulate
+        return total * parts / self._mesh.size if total else None
+
+    def _alone(self, run: Run, device: Any) -> train_step.TrainState:
+        """The member's first state, on its device."""
+        axes, kinds = (sharding.DATA, sharding.MODEL), (AxisType.Auto, AxisType.Auto)
+        mesh = jax.make_mesh((1, 1), axes, kinds, devices=[device])
+        return initial_state(run.config, jax.random.key(run.config.train.seed), mesh)
+
+    def _split(self) -> NamedSharding:
+        return NamedSharding(self._mesh, PartitionSpec(sharding.MEMBER))
+
+    def _stack(self, trees: Sequence[Any]) -> Any:
+        """One tree a member → one tree of arrays with a leading axis of members."""
+        devices = list(self._mesh.devices.flat)
+        each = len(trees) // len(devices)
+
+        def stack(*leaves: Any) -> jax.Array:
+            shards = []
+            for i, device in enumerate(devices):
+                own = leaves[i * each : (i + 1) * each]
+                on_device = isinstance(own[0], jax.Array)
+                whole = jnp.stack(own) if on_device else np.stack(own)
+                shards.append(jax.device_put(whole, device))
+            shape = (len(leaves), *shards[0].shape[1:])
+            return jax.make_array_from_single_device_arrays(shape, self._split(), shards)
+
+        return jax.tree.map(stack, *trees)
+
+
+def _common_start(runs: Sequence[Run], first: Sequence[Any]) -> tuple[int, list[Any]]:
+    """The newest step of which every member has a readable checkpoint, and the states there."""
+    until = None
+    while True:
+        found = [
+            run.checkpoints.restore(state, until=until) or (0, state)
+            for run, state in zip(runs, first, strict=True)
+        ]
+        until = min(step for step, _ in found)
+        if all(step == until for step, _ in found):
+            return until, [state for _, state in found]
+
+
+def call(config: Config, mesh: Mesh, *, steps: int) -> sharding.Step:
+    """(states, stores, batches, keys, numbers) → (states, metrics), each with an axis of members.
+
+    `numbers` holds the members' values of `NUMBERS`, those that are not 0. Members on one device
+    take turns ("map") or are one batched computation ("vmap"); see `sharding.population`.
+    """
+
+    def member(state: Any, store: Any, batches: Any, key: jax.Array, numbers: Any) -> Any:
+        own = config
+        for name, value in numbers.items():
+            own = _replace(own, name, value)
+        step = functools.partial(train_step.train_step, config=own)
+        return sharding.several(step, steps)(state, store, batches, key)
+
+    def members(*args: Any) -> Any:
+        if args[3].shape[0] == 1:
+            out = member(*jax.tree.map(lambda x: x[0], args))
+            return jax.tree.map(lambda x: x[None], out)
+        if config.sharding.population == "vmap":
+            return jax.vmap(member)(*args)
+        return jax.lax.map(lambda one: member(*one), args)
+
+    spec = PartitionSpec(sharding.MEMBER)
+    return jax.shard_map(members, mesh=mesh, in_specs=spec, out_specs=(spec, spec), check_vma=False)
+
+
+def _padded(store: Mapping[str, np.ndarray], feeds: Sequence[Any]) -> dict[str, np.ndarray]:
+    """Resident arrays of unequal length, filled up; the filling is never drawn."""
+
+    def pad(name: str, values: np.ndarray) -> np.ndarray:
+        longest = max(len(feed.store[name]) for feed in feeds)
+        return np.pad(values, [(0, longest - len(values)), *[(0, 0)] * (values.ndim - 1)])
+
+    return {name: pad(name, values) for name, values in store.items()}
