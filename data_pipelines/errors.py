@@ -1,4 +1,6 @@
-"""The one exception for what a user handed in and can mend."""
+"""The exceptions that the command line answers with one line instead of a traceback."""
+
+from pathlib import Path
 
 
 class BadInput(ValueError):
@@ -7,3 +9,15 @@ class BadInput(ValueError):
     The command line prints the line and exits with 2. Everything else that fails is a
     failure of the run (exit 1) and keeps its traceback.
     """
+
+
+class CannotWrite(OSError):
+    """A full or broken disk: one line that names the file or directory, and the reason."""
+
+    def __init__(self, path: Path, error: BaseException):
+        reason = error.strerror if isinstance(error, OSError) else None
+        super().__init__(f"{path}: cannot be written ({reason or _first_line(error)})")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:300]

@@ -22,18 +22,10 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from data_pipelines.errors import BadInput
+from data_pipelines.errors import BadInput, CannotWrite
 from pae_jax.config import Config, from_config_dict
 
 _training: Any = ocp.training  # its annotations contradict its own classes
-
-
-class CannotWrite(OSError):
-    """A full or broken disk: one line that names the file or directory, and the reason."""
-
-    def __init__(self, path: Path, error: BaseException):
-        reason = isinstance(error, OSError) and error.strerror
-        super().__init__(f"{path}: cannot be written ({reason or _first_line(error, 300)})")
 
 
 def _first_line(error: BaseException, length: int) -> str:

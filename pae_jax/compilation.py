@@ -23,7 +23,8 @@ def use_cache() -> None:
 
     A second start of a run compiles nothing.
     """
-    if jax.config.jax_compilation_cache_dir:  # by $JAX_COMPILATION_CACHE_DIR or in code
+    # Set by $JAX_COMPILATION_CACHE_DIR or in code.
+    if getattr(jax.config, "jax_compilation_cache_dir", None):
         return
     jax.config.update("jax_compilation_cache_dir", str(default_cache() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -15,8 +15,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from data_pipelines.errors import CannotWrite
 from pae_jax import hardware, pictures
-from pae_jax.checkpoint import CannotWrite, to_json, write_atomically
+from pae_jax.checkpoint import to_json, write_atomically
 from pae_jax.config import Config
 
 

@@ -99,13 +99,13 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns 0 on success, 2 on bad input, 1 on a failure in the run."""
     args, rest = _parser().parse_known_args(argv)
-    from data_pipelines.errors import BadInput
+    from data_pipelines.errors import BadInput, CannotWrite
 
     try:
         return args.run(args, rest)
-    except BadInput as error:
+    except (BadInput, CannotWrite) as error:
         print(f"pae {args.verb}: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, BadInput) else 1
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Batches: a pure function of seed and step, whatever the processes, threads and restarts."""
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

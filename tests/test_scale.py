@@ -1,0 +1,213 @@
+"""The same training, however it is laid out: data on the device, precision, parts, profiles."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import runs
+from data_pipelines.errors import BadInput
+from pae_jax import compilation, config, feed, hardware, logs, train
+
+pytestmark = pytest.mark.usefixtures("compilation_cache")
+
+PROJECT = Path(__file__).parents[1]
+LONG = {
+    # Adam turns the rounding errors of a gradient that a norm makes zero into full steps.
+    "model__norm": "none",
+    "optimizer__learning_rate": 1e-3,
+    "train__steps": 50,
+    "train__validate_every": 50,
+    "train__checkpoint_every": 25,
+}
+
+
+@pytest.fixture(scope="module")
+def trained_with(trained, tmp_path_factory):
+    """The workdir of a run of fifty steps with these changes; trained when first asked for."""
+    made = {}
+
+    def workdir(**changes):
+        key = tuple(sorted(changes.items()))
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("run")
+            settings = runs.load_config(trained.root, **{**LONG, **changes})
+            assert train.train_and_evaluate(settings, made[key]).outcome == train.FINISHED
+        return made[key]
+
+    return workdir
+
+
+def losses(workdir: Path) -> list[float]:
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [line["train/loss"] for line in lines if "train/loss" in line]
+
+
+def assert_equal_training(workdir, other, rtol=1e-5):
+    np.testing.assert_allclose(losses(workdir), losses(other), rtol=rtol)
+    (step, leaves), (other_step, others) = runs.read_state(workdir), runs.read_state(other)
+    assert step == other_step == 50
+    for leaf, another in zip(leaves, others, strict=True):
+        np.testing.assert_allclose(leaf, another, rtol=1e-3, atol=1e-5)
+
+
+def test_data_on_the_device_gives_the_same_parameters(trained_with):
+    resident = trained_with(data__resident="yes")
+    runs.assert_same_state(resident, trained_with())
+    assert losses(resident) == losses(trained_with())
+    several = trained_with(data__resident="yes", train__steps_per_call=5)
+    assert_equal_training(several, trained_with())
+    assert_equal_training(trained_with(train__steps_per_call=5), trained_with())
+
+
+def test_accumulated_gradients_are_those_of_the_batch(trained_with):
+    assert_equal_training(trained_with(train__accumulate=2), trained_with())
+    assert_equal_training(trained_with(train__accumulate=4, sharding__data=-1), trained_with())
+
+
+def test_bfloat16_is_close_and_keeps_float32_parameters(trained_with):
+    narrow, wide = trained_with(model__dtype="bfloat16"), trained_with()
+    assert losses(narrow) != losses(wide)
+    # The mean of the last steps, since single batches differ by far more than the precision.
+    np.testing.assert_allclose(np.mean(losses(narrow)[-5:]), np.mean(losses(wide)[-5:]), rtol=0.02)
+    _, leaves = runs.read_state(narrow)
+    assert {leaf.dtype.name for leaf in leaves} <= {"float32", "int32"}
+
+
+def test_a_run_goes_on_with_fewer_and_more_devices(trained, trained_with, tmp_path):
+    for devices, steps in ((4, 25), (2, 50)):
+        changes = {**LONG, "sharding__data": devices}
+        with pytest.MonkeyPatch.context() as patch:
+            if steps == 25:
+                step = logs.RunLog.step
+
+                def stop(self, number, *args, step=step):
+                    step(self, number, *args)
+                    if number == 24:
+                        os.kill(os.getpid(), signal.SIGTERM)
+
+                patch.setattr(logs.RunLog, "step", stop)
+            settings = runs.load_config(trained.root, **changes)
+            result = train.train_and_evaluate(settings, tmp_path)
+            assert result.step == steps
+        record = json.loads((tmp_path / "config.json").read_text())
+        record["sharding"]["data"] = 2  # the config is a part of the run: it says so itself
+        (tmp_path / "config.json").write_text(json.dumps(record))
+    assert_equal_training(tmp_path, trained_with())
+
+
+def test_a_second_start_compiles_nothing(trained, tmp_path):
+    """Counted by JAX itself, in a process of its own with a cache of its own."""
+    code = (
+        "import collections, sys, jax\n"
+        "from pae_jax import main\n"
+        "events = collections.Counter()\n"
+        "jax.monitoring.register_event_listener(lambda name, **_: events.update([name]))\n"
+        "assert main.main(sys.argv[1:]) == 0\n"
+        "print(events['/jax/compilation_cache/cache_misses'],"
+        " events['/jax/compilation_cache/cache_hits'])\n"
+    )
+    words = runs.words(trained.root, **{**LONG, "train__steps": 10, "train__validate_every": 10})
+    environment = {
+        name: value for name, value in runs.environment().items() if "COMPIL" not in name
+    }
+    counts = []
+    for start in range(2):
+        printed = subprocess.run(
+            [sys.executable, "-c", code, "train", *words, f"--workdir={tmp_path / str(start)}"],
+            cwd=PROJECT,
+            env=environment | {"PAE_CACHE": str(tmp_path / "cache")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert printed.returncode == 0, printed.stderr
+        counts.append([int(word) for word in printed.stdout.split()[-2:]])
+    (misses, _), (again, hits) = counts
+    assert misses > 3
+    assert again == 0
+    assert hits >= misses
+    assert any((tmp_path / "cache/compiled").iterdir())
+
+
+def test_a_profile_of_the_steps_asked_for(trained, tmp_path):
+    changes = {"profile": "(2,4)", "train__steps": 10}
+    settings = runs.load_config(trained.root, **{**LONG, **changes})
+    assert settings.profile == (2, 4)
+    train.train_and_evaluate(settings, tmp_path)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"train__steps_per_call": 7}, r"train\.steps_per_call: 7 does not divide train\.steps=50"),
+        ({"profile": "(3,)"}, r"profile: \(first step, step after the last\), not \(3,\)"),
+        ({"profile": "(3,2)"}, r"profile: \(first step, step after the last\)"),
+        ({"sharding__model": 3}, r"sharding\.model: 3 does not divide 8 devices"),
+        ({"sharding__model": 2, "sharding__wrapper": "pmap"}, r"sharding\.model: 2 needs"),
+        ({"train__accumulate": 3}, r"train\.batch_size: 4 is not divisible by train\.accumulate=3"),
+    ],
+)
+def test_layouts_that_cannot_be(trained, tmp_path, changes, line):
+    with pytest.raises(BadInput, match=line):
+        train.train_and_evaluate(
+            runs.load_config(trained.root, **{**LONG, **changes}), tmp_path / "run"
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_where_the_data_lives_and_how_many_steps_a_call_takes(monkeypatch):
+    images, textures = np.zeros((2, 4, 4, 3), np.uint8), np.zeros((1, 4, 4, 3), np.uint8)
+    auto = config.Config()
+    assert not feed.resident(auto, images, textures)  # a CPU
+    assert feed.steps_per_call(auto, on_device=True) == 1
+
+    class Device:
+        platform = "gpu"
+        device_kind = "NVIDIA H100 80GB HBM3"
+
+        def __init__(self, limit):
+            self._limit = limit
+
+        def memory_stats(self):
+            return {"bytes_limit": self._limit}
+
+    size = images.nbytes + textures.nbytes
+    for limit, expected in ((4 * size, True), (4 * size - 4, False)):
+        monkeypatch.setattr(jax, "local_devices", lambda limit=limit: [Device(limit)])
+        assert feed.resident(auto, images, textures) is expected
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert feed.steps_per_call(auto, on_device=True) == 10
+    assert feed.steps_per_call(auto, on_device=False) == 1
+    odd = config.from_config_dict({"train": {"steps": 1200, "validate_every": 400}})
+    assert feed.steps_per_call(odd, on_device=True) == 10
+    assert hardware.peak_flops() == 989e12
+    assert hardware.chip("cpu") is None
+
+
+def test_utilisation_is_logged_where_the_peak_is_known(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(logs.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(hardware, "peak_flops", lambda: 100.0)
+    settings = config.from_config_dict({"train": {"log_every": 2, "tensorboard": False}})
+    with logs.RunLog(tmp_path, settings, start=0) as log:
+        for step in (1, 2):
+            now += 0.5
+            log.step(step, {"loss": 1.0}, 0.1, flops=10.0)
+    (line,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert line["speed/model_flop_utilisation"] == pytest.approx(0.2)
+
+
+def test_processes_are_named_in_one_word():
+    for word in ("host:1", "host:1/2", "host:1/two/0"):
+        with pytest.raises(BadInput, match=r"--distributed: auto or HOST:PORT/COUNT/INDEX, not"):
+            compilation.join(word)
+    with pytest.raises(BadInput, match="--distributed: process 2 of 2"):
+        compilation.join("host:1/2/2")
