@@ -89,8 +89,9 @@ def train_population(members: Sequence[tuple[Config, str | Path]]) -> list[Train
         if kind(config) != kind(first[0]):
             allowed = ", ".join(NUMBERS + OWN)
             raise BadInput(f"{workdir}: differs from {first[1]} in more than {allowed}")
-    if jax.process_count() > 1:
+    if len(members) > 1 and jax.process_count() > 1:
         raise BadInput("a population is trained by one process; start one for each part of it")
+    mesh = sharding.make_mesh(first[0])  # for members alone in their programs
     with contextlib.ExitStack() as stack:
         runs = [stack.enter_context(Run(config, workdir)) for config, workdir in members]
         together: dict[Any, list[Run]] = {}
@@ -99,7 +100,6 @@ def train_population(members: Sequence[tuple[Config, str | Path]]) -> list[Train
             together.setdefault((*shape, run.steps_per_call), []).append(run)
         for group in together.values():
             configs = [run.config for run in group]
-            mesh = sharding.make_mesh(configs[0])
             drive(group, Population(configs) if len(group) > 1 else Single(configs[0], mesh))
     return [run.result for run in runs if run.result is not None]
 

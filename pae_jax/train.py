@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from pae_jax import sharding, train_step
 from pae_jax.config import Config
@@ -83,7 +84,7 @@ def drive(runs: Sequence[Run], program: Program) -> list[TrainResult]:
 
     with _interrupted() as stop, _profiler(config, runs[0].workdir) as profile:
         for step in range(start, train.steps + 1, stride):
-            stopping, ending = stop.is_set(), step == train.steps
+            stopping, ending = stop(step), step == train.steps
             validating = ending or (step % train.validate_every == 0 and not stopping)
             saving = step > start and (ending or stopping or step % train.checkpoint_every == 0)
             if validating or saving or ending or stopping:
@@ -188,11 +189,17 @@ def _profiler(config: Config, workdir: Path) -> Iterator[Callable[[int], None]]:
 
 
 @contextlib.contextmanager
-def _interrupted() -> Iterator[threading.Event]:
-    """An event that SIGTERM or Ctrl-C sets; the second one ends the process as usual."""
+def _interrupted() -> Iterator[Callable[[int], bool]]:
+    """Whether to stop at a step, since SIGTERM or Ctrl-C came; the second one ends the process.
+
+    Where several processes train together, SIGTERM to any of them stops all at the same step.
+    """
     event = threading.Event()
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
     if threading.current_thread() is not threading.main_thread():
-        yield event  # signals reach the main thread only
+        yield lambda step: False  # signals reach the main thread only
         return
 
     def handle(number: int, _: object) -> None:
@@ -202,7 +209,7 @@ def _interrupted() -> Iterator[threading.Event]:
     numbers = (signal.SIGTERM, signal.SIGINT)
     before: dict[int, Any] = {number: signal.signal(number, handle) for number in numbers}
     try:
-        yield event
+        yield lambda step: event.is_set()
     finally:
         for number in numbers:
             signal.signal(number, before[number])
