@@ -1,5 +1,6 @@
 """Every configuration file yields a valid Config; the paper's sizes; arguments are checked."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from configs import mvtec, visa
 from data_pipelines.errors import BadInput
 from pae_jax import config as configuration
+from pae_jax import population
 from pae_jax.augmentation import check_policy
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -87,3 +89,22 @@ def test_a_benchmark_can_be_read_from_its_extracted_folder():
     overrides = ["source=folder", "root=extracted", "category=screw"]
     config = load("mvtec:screw", *(f"--config.data.{word}" for word in overrides))
     assert config.data.spec[:3] == ("folder", "extracted", "screw")
+
+
+def test_all_categories_are_runs_of_their_own():
+    members = configuration.load_members(f"{CONFIGS}/mvtec.py:all", ["--config.train.seed=3"])
+    assert set(members) == CATEGORIES["mvtec"].keys()
+    for name, config in members.items():
+        assert config == load(f"mvtec:{name}", "--config.train.seed=3")
+    # Programs are shared by what is photographed alike and augmented alike.
+    one_device = configuration.from_config_dict({"sharding": {"members": 15}})
+    together = [
+        dataclasses.replace(config, sharding=one_device.sharding) for config in members.values()
+    ]
+    names = list(members)
+    shared = [{names[i] for i in chunk} for chunk in population.chunks(together)]
+    assert {"carpet", "leather", "tile"} in shared
+    assert {"bottle", "metal_nut", "screw"} in shared
+    assert list(configuration.load_members(f"{CONFIGS}/mvtec.py:screw")) == [""]
+    with pytest.raises(BadInput, match="takes no argument, not 'all'"):
+        configuration.load_members(f"{CONFIGS}/default.py:all")

@@ -13,7 +13,7 @@ import pytest
 
 import runs
 from data_pipelines.errors import BadInput
-from pae_jax import compilation, config, feed, hardware, logs, train
+from pae_jax import compilation, config, feed, hardware, logs, sharding, train
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 
@@ -80,26 +80,36 @@ def test_bfloat16_is_close_and_keeps_float32_parameters(trained_with):
     assert {leaf.dtype.name for leaf in leaves} <= {"float32", "int32"}
 
 
-def test_a_run_goes_on_with_fewer_and_more_devices(trained, trained_with, tmp_path):
-    for devices, steps in ((4, 25), (2, 50)):
-        changes = {**LONG, "sharding__data": devices}
-        with pytest.MonkeyPatch.context() as patch:
-            if steps == 25:
-                step = logs.RunLog.step
+def test_a_run_goes_on_with_fewer_devices_and_with_more(
+    trained, trained_with, tmp_path, monkeypatch
+):
+    """The same config where there are 8, then 4, then 1, then 2 devices."""
+    changes = {"sharding__data": -1, "train__batch_size": 8}
+    settings = runs.load_config(trained.root, **{**LONG, **changes})
+    devices, step, seen = jax.devices(), logs.RunLog.step, []
+    place = sharding.place
 
-                def stop(self, number, *args, step=step):
-                    step(self, number, *args)
-                    if number == 24:
-                        os.kill(os.getpid(), signal.SIGTERM)
+    def placed(arrays, where):
+        seen.append(len(where.device_set))
+        return place(arrays, where)
 
+    monkeypatch.setattr(sharding, "place", placed)
+    for count, last in ((8, 10), (4, 20), (1, 30), (2, 50)):
+
+        def stop(self, number, *args, last=last):
+            step(self, number, *args)
+            if number == last - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "devices", lambda count=count: devices[:count])
+            patch.setattr(jax, "device_count", lambda count=count: count)
+            if last < 50:
                 patch.setattr(logs.RunLog, "step", stop)
-            settings = runs.load_config(trained.root, **changes)
-            result = train.train_and_evaluate(settings, tmp_path)
-            assert result.step == steps
-        record = json.loads((tmp_path / "config.json").read_text())
-        record["sharding"]["data"] = 2  # the config is a part of the run: it says so itself
-        (tmp_path / "config.json").write_text(json.dumps(record))
-    assert_equal_training(tmp_path, trained_with())
+            assert train.train_and_evaluate(settings, tmp_path).step == last
+        assert set(seen) == {count}
+        seen.clear()
+    assert_equal_training(tmp_path, trained_with(train__batch_size=8))
 
 
 def test_a_second_start_compiles_nothing(trained, tmp_path):

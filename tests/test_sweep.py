@@ -5,7 +5,7 @@ import pytest
 
 import runs
 from data_pipelines.errors import BadInput
-from pae_jax import sweep, train
+from pae_jax import population, sweep
 from pae_jax.config import load_sweep
 
 FILE = """
@@ -24,7 +24,7 @@ def get_config(arg=None):
     config.train.tensorboard = False
     config.eval.bootstrap = 0
     config.eval.max_steps = 3
-    config.sharding.members = 1
+    config.sharding.members = 2
     return config
 
 def sweep(add, arg=None):
@@ -58,22 +58,23 @@ def test_members_and_bad_files(config_file, tmp_path):
 
 def test_the_table_and_going_on(config_file, tmp_path, monkeypatch):
     path, words = config_file
-    trained = []
-    honest = train.train_and_evaluate
+    trained: list[list[str]] = []
+    honest = population.train_population
 
-    def interrupted(config, workdir):
-        if len(trained) == 2:
+    def interrupted(members):
+        if trained:
             raise KeyboardInterrupt
-        trained.append(workdir.name)
-        return honest(config, workdir)
+        trained.append([workdir.name for _, workdir in members])
+        return honest(members)
 
-    monkeypatch.setattr(train, "train_and_evaluate", interrupted)
+    monkeypatch.setattr(population, "train_population", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sweep.sweep(path, tmp_path / "w", words, say=lambda line: None)
+    assert trained == [["plain-0", "plain-1"]]  # one program, on two of the devices
     assert not (tmp_path / "w/sweep").exists()
 
     said: list[str] = []
-    monkeypatch.setattr(train, "train_and_evaluate", honest)
+    monkeypatch.setattr(population, "train_population", honest)
     table = sweep.sweep(path, tmp_path / "w", words, say=said.append)
     assert [line.split(": ")[1] for line in said] == ["finished before"] * 2 + ["training"]
     with (tmp_path / "w/sweep/results.csv").open() as lines:
