@@ -111,7 +111,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     sharding.data = -1  # devices along the batch; -1: all that divide it
     sharding.model = 1  # devices along the output channels of parameters and optimiser state
     sharding.members = 0  # runs that one program trains, of a sweep or of :all; 0: one a device
-    sharding.population = "map"  # members on one device: map (in turn) | vmap (together)
+    sharding.population = "auto"  # members on one device: unroll | map (in turn), vmap (together)
 
     # ---- eval: from f(x̂) to maps, scores and metrics (§2.2) ----
     config.eval = evaluation = ConfigDict()

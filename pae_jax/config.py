@@ -176,7 +176,7 @@ class ShardingConfig:
     data: int = _field(-1, at_least=-1)
     model: int = _field(1, at_least=1)
     members: int = _field(0, at_least=0)
-    population: str = _field("map", choices=("map", "vmap"))
+    population: str = _field("auto", choices=("auto", "unroll", "map", "vmap"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -112,7 +112,7 @@ class Population(Program):
         count, devices = len(configs), jax.local_devices()
         size = max(n for n in range(1, len(devices) + 1) if count % n == 0)
         kinds = (AxisType.Auto,)
-        self._mesh = jax.make_mesh((size,), (sharding.MEMBER,), kinds, devices=devices[:size])
+        self.mesh = jax.make_mesh((size,), (sharding.MEMBER,), kinds, devices=devices[:size])
         self._places = [devices[i * size // count] for i in range(count)]
 
     def begin(self, runs: Sequence[Run]) -> tuple[int, train_step.TrainState]:
@@ -130,7 +130,7 @@ class Population(Program):
         self._numbers = self._stack(numbers)
         self._step = sharding.Compiled(
             jax.jit(
-                call(self._configs[0], self._mesh, steps=runs[0].steps_per_call), donate_argnums=0
+                call(self._configs[0], self.mesh, steps=runs[0].steps_per_call), donate_argnums=0
             )
         )
         return start, self._stack(states)
@@ -147,7 +147,7 @@ class Population(Program):
         return [{name: of[i] for name, of in found.items()} for i in range(len(self._configs))]
 
     def state(self, state: Any, run: int) -> train_step.TrainState:
-        place = run % (len(self._configs) // self._mesh.size)
+        place = run % (len(self._configs) // self.mesh.size)
 
         def own(leaf: jax.Array) -> jax.Array:
             shards = {shard.device: shard.data for shard in leaf.addressable_shards}
@@ -161,7 +161,7 @@ class Population(Program):
     @property
     def flops(self) -> float | None:
         total, parts = self._step.flops, self._configs[0].train.accumulate
-        return total * parts / self._mesh.size if total else None
+        return total * parts / self.mesh.size if total else None
 
     def _alone(self, run: Run, device: Any) -> train_step.TrainState:
         """The member's first state, on its device."""
@@ -170,11 +170,11 @@ class Population(Program):
         return initial_state(run.config, jax.random.key(run.config.train.seed), mesh)
 
     def _split(self) -> NamedSharding:
-        return NamedSharding(self._mesh, PartitionSpec(sharding.MEMBER))
+        return NamedSharding(self.mesh, PartitionSpec(sharding.MEMBER))
 
     def _stack(self, trees: Sequence[Any]) -> Any:
         """One tree a member → one tree of arrays with a leading axis of members."""
-        devices = list(self._mesh.devices.flat)
+        devices = list(self.mesh.devices.flat)
         each = len(trees) // len(devices)
 
         def stack(*leaves: Any) -> jax.Array:
@@ -207,8 +207,14 @@ def call(config: Config, mesh: Mesh, *, steps: int) -> sharding.Step:
     """(states, stores, batches, keys, numbers) → (states, metrics), each with an axis of members.
 
     `numbers` holds the members' values of `NUMBERS`, those that are not 0. Members on one device
-    take turns ("map") or are one batched computation ("vmap"); see `sharding.population`.
+    take turns, written out one after the other ("unroll") or as a loop ("map"), or are one
+    batched computation ("vmap"). On a CPU, XLA's convolutions are 7 times slower in a loop and
+    twice as slow in a batch of networks (benchmarks/population.py), so there "auto" unrolls; an
+    accelerator is filled by many small networks at once, so there it takes "vmap".
     """
+    how = config.sharding.population
+    if how == "auto":
+        how = "unroll" if jax.default_backend() == "cpu" else "vmap"
 
     def member(state: Any, store: Any, batches: Any, key: jax.Array, numbers: Any) -> Any:
         own = config
@@ -218,12 +224,13 @@ def call(config: Config, mesh: Mesh, *, steps: int) -> sharding.Step:
         return sharding.several(step, steps)(state, store, batches, key)
 
     def members(*args: Any) -> Any:
-        if args[3].shape[0] == 1:
-            out = member(*jax.tree.map(lambda x: x[0], args))
-            return jax.tree.map(lambda x: x[None], out)
-        if config.sharding.population == "vmap":
+        count = args[3].shape[0]
+        if how == "vmap" and count > 1:
             return jax.vmap(member)(*args)
-        return jax.lax.map(lambda one: member(*one), args)
+        if how == "map" and count > 1:
+            return jax.lax.map(lambda one: member(*one), args)
+        found = [member(*jax.tree.map(lambda x, i=i: x[i], args)) for i in range(count)]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
     spec = PartitionSpec(sharding.MEMBER)
     return jax.shard_map(members, mesh=mesh, in_specs=spec, out_specs=(spec, spec), check_vma=False)

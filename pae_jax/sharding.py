@@ -186,6 +186,10 @@ class Compiled:
         """The compiled program as text, after the first call."""
         return self._program.as_text()
 
+    def memory(self) -> Any:
+        """XLA's account of the program's memory on one device, after the first call."""
+        return self._program.memory_analysis()
+
 
 def compile_step(step: Step, mesh: Mesh, wrapper: str, state: Any, *, steps: int = 1) -> Compiled:
     """`step(state, batch, key, *, axis=None)` → compiled calls of `steps` steps; see `WRAPPERS`."""

@@ -66,7 +66,7 @@ def test_eight_on_eight_devices_and_no_word_between_them(trained, alone, tmp_pat
     results = population.train_population(members)
     assert [(r.outcome, r.step) for r in results] == [(train.FINISHED, 10)] * 8
     (program,) = programs
-    assert program._mesh.size == 8
+    assert program.mesh.size == 8
     assert len({run.validation["loss"] for run in results}) == 8
     text = program._step.hlo()
     assert "convolution" in text
@@ -76,7 +76,7 @@ def test_eight_on_eight_devices_and_no_word_between_them(trained, alone, tmp_pat
     assert (tmp_path / "3/metrics.jsonl").read_text().count('"train/loss"') == 10
 
 
-@pytest.mark.parametrize("how", ["map", "vmap"])
+@pytest.mark.parametrize("how", ["unroll", "map", "vmap"])
 def test_more_members_than_devices_and_penalties_of_their_own(
     trained, alone, tmp_path, monkeypatch, how
 ):
