@@ -1,6 +1,6 @@
 """Step time, host time and memory of one training laid out in several ways.
 
-    python benchmarks/layouts.py [--size 32] [--batch 8] [--widths 8 16 32] [--steps 10]
+    python benchmarks/layouts.py [--size 32] [--batch 8] [--widths 8 16 32] [--only streamed resident]
 
 Streamed: the host gathers every batch and copies it to the device. Resident: images and textures
 live on the device and are drawn by index. Host is the share of the time in which the host
@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--steps", type=int, default=10, help="of a round; a multiple of ten")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     options = parser.parse_args()
     print(provenance.line("jax", "grain"))
     print(
@@ -100,8 +101,8 @@ def main() -> None:
     shape = (options.images, options.size, options.size, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     programs = {}
-    for name, layout in LAYOUTS.items():
-        programs[name] = prepare(make_config(options, layout), images)
+    for name in options.only:
+        programs[name] = prepare(make_config(options, LAYOUTS[name]), images)
         programs[name][0](10)
     times: dict[str, list[float]] = {name: [] for name in programs}
     hosts: dict[str, list[float]] = {name: [] for name in programs}

@@ -110,7 +110,10 @@ def _accumulate(function: Callable[[Any], Any], examples: Any, parts: int) -> An
 
     shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], split))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    total, _ = jax.lax.scan(add, zeros, split)
+    # Inside a loop XLA's convolutions take several times as long on a CPU. Written out, they save
+    # no memory there, which is not what a CPU lacks (benchmarks/layouts.py).
+    unroll = parts if jax.default_backend() == "cpu" else 1
+    total, _ = jax.lax.scan(add, zeros, split, unroll=unroll)
     return jax.tree.map(lambda x: x / parts, total)
 
 
