@@ -1,6 +1,6 @@
 """Step time, host time and memory of one training laid out in several ways.
 
-    python benchmarks/layouts.py [--size 32] [--batch 8] [--widths 8 16 32] [--only streamed resident]
+    python benchmarks/layouts.py [--size 32] [--batch 8] [--widths 8 16 32] [--only streamed]
 
 Streamed: the host gathers every batch and copies it to the device. Resident: images and textures
 live on the device and are drawn by index. Host is the share of the time in which the host
