@@ -59,6 +59,17 @@ def _sweep(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def _compile(args: argparse.Namespace, overrides: list[str]) -> int:
+    from pae_jax import aot, config
+
+    aot.start()
+    fits = True
+    for report in aot.compile_programs(config.load(args.config, overrides), args.topology):
+        print(aot.format_report(report), flush=True)
+        fits = fits and report.fits
+    return 0 if fits else 1
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("pae", description=USAGE)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -91,7 +102,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep.add_argument("--workdir", **workdir)
     sweep.set_defaults(run=_sweep)
-    for verb in (train, evaluate, predict, sweep):
+
+    ahead = verbs.add_parser("compile", help="what a run would take on a TPU slice; needs no TPU")
+    ahead.add_argument("--config", required=True, help="configs/X.py[:arg]; see also --config.KEY")
+    ahead.add_argument("--topology", required=True, help="the slice, such as v5e:2x2")
+    ahead.set_defaults(run=_compile)
+    for verb in (train, evaluate, predict, sweep, ahead):
         verb.epilog = "Any key of the configuration is set by --config.KEY=VALUE."
     return parser
 

@@ -12,7 +12,7 @@ a benchmark names one in the config and nothing else changes.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,9 +27,13 @@ DATA, MODEL, MEMBER = "data", "model", "member"
 Step = Callable[..., tuple[Any, Any]]
 
 
-def make_mesh(config: Config) -> Mesh:
-    """`sharding.data` × `sharding.model` devices; data = -1: all that divide the batch."""
-    available, batch = jax.device_count(), config.train.batch_size
+def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
+    """`sharding.data` × `sharding.model` devices; data = -1: all that divide the batch.
+
+    `devices`: of which the mesh is made, by default all there are.
+    """
+    devices = jax.devices() if devices is None else devices
+    available, batch = len(devices), config.train.batch_size
     model, data = config.sharding.model, config.sharding.data
     if available % model:
         raise BadInput(f"sharding.model: {model} does not divide {available} devices")
@@ -53,7 +57,7 @@ def make_mesh(config: Config) -> Mesh:
         raise BadInput(f"sharding.data: {data} would leave devices of a process without work")
     # Auto axes: the compiler partitions the step (jax.make_mesh defaults to Explicit ones).
     axes, kinds = (DATA, MODEL), (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh((data, model), axes, kinds, devices=jax.devices()[: data * model])
+    return jax.make_mesh((data, model), axes, kinds, devices=devices[: data * model])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
