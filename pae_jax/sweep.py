@@ -150,7 +150,8 @@ def _mean_and_deviation(values: Iterable[float | None]) -> tuple[float, float] |
 def _markdown(rows: Sequence[dict[str, Any]]) -> str:
     groups, names = _groups(rows), _quantities(rows)
     counts = sorted({len(group) for group in groups.values()})
-    lines = [f"Mean ± standard deviation over {' or '.join(map(str, counts))} seeds.", ""]
+    seeds = " or ".join(map(str, counts))
+    lines = ["One seed." if counts == [1] else f"Mean ± standard deviation over {seeds} seeds.", ""]
     for part in (METRICS, (*DIAGNOSTICS, "step_seconds")):
         columns = [name for name in names if name in part]
         if not columns:
@@ -159,10 +160,16 @@ def _markdown(rows: Sequence[dict[str, Any]]) -> str:
         lines.append("| --- |" + " --- |" * len(columns))
         for variant, group in groups.items():
             cells = [_mean_and_deviation(row[name] for row in group) for name in columns]
-            texts = ["" if cell is None else f"{cell[0]:.4f} ± {cell[1]:.4f}" for cell in cells]
+            texts = [_text(cell, len(group)) for cell in cells]
             lines.append(f"| {variant} | " + " | ".join(texts) + " |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _text(cell: tuple[float, float] | None, seeds: int) -> str:
+    if cell is None:
+        return ""
+    return f"{cell[0]:.4f}" + (f" ± {cell[1]:.4f}" if seeds > 1 else "")
 
 
 def _plots(out: Path, rows: Sequence[dict[str, Any]]) -> None:
