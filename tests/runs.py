@@ -84,7 +84,8 @@ def environment() -> dict[str, str]:
         "jax_persistent_cache_min_compile_time_secs",
         "jax_persistent_cache_min_entry_size_bytes",
     )
-    return os.environ | {name.upper(): str(getattr(jax.config, name)) for name in names}
+    values = {name.upper(): getattr(jax.config, name) for name in names}
+    return os.environ | {name: str(value) for name, value in values.items() if value is not None}
 
 
 def clone(run: Run, to: Path) -> Run:
