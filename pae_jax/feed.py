@@ -42,8 +42,10 @@ def resident(config: Config, images: np.ndarray, textures: np.ndarray) -> bool:
     return images.nbytes + textures.nbytes <= SHARE * limit
 
 
-def steps_per_call(config: Config, *, on_device: bool) -> int:
+def steps_per_call(config: Config, *, on_device: bool, start: int = 0) -> int:
     """Steps of one call: what divides the steps at which the host has something to do.
+
+    `start` is among them: a run that stopped on another machine may go on from any step.
 
     With data on an accelerator several steps leave the host idle; a CPU gains nothing, and XLA
     runs convolutions more slowly inside a loop there.
@@ -53,7 +55,7 @@ def steps_per_call(config: Config, *, on_device: bool) -> int:
         return train.steps_per_call
     if not on_device or jax.default_backend() == "cpu":
         return 1
-    period = math.gcd(train.steps, train.validate_every, train.checkpoint_every)
+    period = math.gcd(train.steps, train.validate_every, train.checkpoint_every, start)
     return max(n for n in range(1, STEPS + 1) if period % n == 0)
 
 

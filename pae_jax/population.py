@@ -96,8 +96,8 @@ def train_population(members: Sequence[tuple[Config, str | Path]]) -> list[Train
         runs = [stack.enter_context(Run(config, workdir)) for config, workdir in members]
         together: dict[Any, list[Run]] = {}
         for run in runs:
-            shape = (run.data.channels, run.textures.train.shape[-1], run.on_device)
-            together.setdefault((*shape, run.steps_per_call), []).append(run)
+            what = (run.data.channels, run.textures.train.shape[-1], run.on_device)
+            together.setdefault(what, []).append(run)
         for group in together.values():
             configs = [run.config for run in group]
             drive(group, Population(configs) if len(group) > 1 else Single(configs[0], mesh))

@@ -48,7 +48,7 @@ class Run(contextlib.ExitStack):
         checkpoint.check_workdir(self.workdir, config)
         self.data, self.textures = open_data(config)
         self.on_device = feed.resident(config, self.data.images, self.textures.train)
-        self.steps_per_call = feed.steps_per_call(config, on_device=self.on_device)
+        self.steps_per_call = 1
 
     def __enter__(self) -> "Run":
         super().__enter__()
@@ -61,7 +61,10 @@ class Run(contextlib.ExitStack):
         return self
 
     def begin(self, start: int) -> feed.Feed:
-        """Opens the log and the data for the steps from `start` on."""
+        """Opens the log and the data for the steps from `start` on; sets `steps_per_call`."""
+        self.steps_per_call = feed.steps_per_call(
+            self.config, on_device=self.on_device, start=start
+        )
         if self.primary:
             self.log = self.enter_context(logs.RunLog(self.workdir, self.config, start=start))
             examples = validation.fixed_examples(

@@ -68,8 +68,9 @@ def drive(runs: Sequence[Run], program: Program) -> list[TrainResult]:
     random is folded by the step, so a resumed run repeats the undisturbed one bit for bit.
     """
     config = runs[0].config
-    train, stride = config.train, runs[0].steps_per_call
+    train = config.train
     start, state = program.begin(runs)
+    stride = runs[0].steps_per_call
     pending: tuple[int, Any, float] | None = None
 
     def settle() -> None:
@@ -118,6 +119,8 @@ class Single(Program):
         mesh = self._mesh
         state = initial_state(self._config, self._key, mesh)
         start, state = run.checkpoints.restore(state) or (0, state)
+        store, self._batches = run.begin(start)
+        self._store = sharding.place(store, sharding.replicated(mesh))
         self._step = sharding.compile_step(
             lambda *args, axis=None: train_step.train_step(*args, config=self._config, axis=axis),
             mesh,
@@ -125,8 +128,6 @@ class Single(Program):
             state,
             steps=run.steps_per_call,
         )
-        store, self._batches = run.begin(start)
-        self._store = sharding.place(store, sharding.replicated(mesh))
         return start, state
 
     def call(self, state: train_step.TrainState) -> tuple[train_step.TrainState, Any, float]:

@@ -196,6 +196,8 @@ def test_where_the_data_lives_and_how_many_steps_a_call_takes(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert feed.steps_per_call(auto, on_device=True) == 10
     assert feed.steps_per_call(auto, on_device=False) == 1
+    assert feed.steps_per_call(auto, on_device=True, start=37) == 1  # stopped where calls had one
+    assert feed.steps_per_call(auto, on_device=True, start=36) == 4
     odd = config.from_config_dict({"train": {"steps": 1200, "validate_every": 400}})
     assert feed.steps_per_call(odd, on_device=True) == 10
     assert hardware.peak_flops() == 989e12
