@@ -160,8 +160,11 @@ class Population(Program):
 
     @property
     def flops(self) -> float | None:
-        total, parts = self._step.flops, self._configs[0].train.accumulate
-        return total * parts / self.mesh.size if total else None
+        config = self._configs[0]
+        # In a loop over members one of them is counted.
+        members = len(self._configs) // self.mesh.size if _how(config) == "map" else 1
+        counted = self._step.flops
+        return train_step.step_flops(counted and counted * members, config)
 
     def _alone(self, run: Run, device: Any) -> train_step.TrainState:
         """The member's first state, on its device."""
@@ -203,6 +206,12 @@ def _common_start(runs: Sequence[Run], first: Sequence[Any]) -> tuple[int, list[
             return until, [state for _, state in found]
 
 
+def _how(config: Config) -> str:
+    if config.sharding.population != "auto":
+        return config.sharding.population
+    return "unroll" if jax.default_backend() == "cpu" else "vmap"
+
+
 def call(config: Config, mesh: Mesh, *, steps: int) -> sharding.Step:
     """(states, stores, batches, keys, numbers) → (states, metrics), each with an axis of members.
 
@@ -212,9 +221,7 @@ def call(config: Config, mesh: Mesh, *, steps: int) -> sharding.Step:
     twice as slow in a batch of networks (benchmarks/population.py), so there "auto" unrolls; an
     accelerator is filled by many small networks at once, so there it takes "vmap".
     """
-    how = config.sharding.population
-    if how == "auto":
-        how = "unroll" if jax.default_backend() == "cpu" else "vmap"
+    how = _how(config)
 
     def member(state: Any, store: Any, batches: Any, key: jax.Array, numbers: Any) -> Any:
         own = config

@@ -180,10 +180,9 @@ class Compiled:
         if not hasattr(self._function, "lower"):  # a pmap, which cannot be compiled ahead
             return self._function(*args)
         if self._program is None:
-            lowered = self._function.lower(*args)
-            # Of all devices together; the body of a loop counts once, whatever it repeats.
-            self.flops = (lowered.cost_analysis() or {}).get("flops")
-            self._program = lowered.compile()
+            self._program = self._function.lower(*args).compile()
+            # On one device; the body of a loop counts once, whatever it repeats.
+            self.flops = (self._program.cost_analysis() or {}).get("flops")
         return self._program(*args)
 
     def hlo(self) -> str:

@@ -46,7 +46,7 @@ class Program(abc.ABC):
     @property
     @abc.abstractmethod
     def flops(self) -> float | None:
-        """Of one step of one run on one device."""
+        """Of one step on one device, of all runs that it trains."""
 
 
 def train_and_evaluate(config: Config, workdir: str | Path) -> TrainResult:
@@ -149,9 +149,7 @@ class Single(Program):
 
     @property
     def flops(self) -> float | None:
-        # XLA counts the body of a loop once, and there is one loop over parts of the batch.
-        total, parts = self._step.flops, self._config.train.accumulate
-        return total * parts / self._mesh.size if total else None
+        return train_step.step_flops(self._step.flops, self._config)
 
 
 def initial_state(config: Config, key: jax.Array, mesh: jax.sharding.Mesh) -> Any:

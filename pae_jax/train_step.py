@@ -98,6 +98,20 @@ def _same(tree: Any) -> Any:
     return tree
 
 
+def _turns(parts: int) -> int:
+    """Turns of the loop over the parts of a batch.
+
+    Inside a loop XLA's convolutions take several times as long on a CPU. Written out they save no
+    memory there, which is not what a CPU lacks (benchmarks/layouts.py).
+    """
+    return 1 if jax.default_backend() == "cpu" else parts
+
+
+def step_flops(counted: float | None, config: Config) -> float | None:
+    """FLOP of a step from XLA's count of its program, in which a loop's body counts once."""
+    return counted and counted * _turns(config.train.accumulate)
+
+
 def _accumulate(function: Callable[[Any], Any], examples: Any, parts: int) -> Any:
     """The mean of `function` over `parts` equal parts of the examples, one after the other."""
     if parts == 1:
@@ -110,10 +124,7 @@ def _accumulate(function: Callable[[Any], Any], examples: Any, parts: int) -> An
 
     shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], split))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    # Inside a loop XLA's convolutions take several times as long on a CPU. Written out, they save
-    # no memory there, which is not what a CPU lacks (benchmarks/layouts.py).
-    unroll = parts if jax.default_backend() == "cpu" else 1
-    total, _ = jax.lax.scan(add, zeros, split, unroll=unroll)
+    total, _ = jax.lax.scan(add, zeros, split, unroll=parts // _turns(parts))
     return jax.tree.map(lambda x: x / parts, total)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import runs
 from data_pipelines.errors import BadInput
-from pae_jax import compilation, config, feed, hardware, logs, sharding, train
+from pae_jax import compilation, config, feed, hardware, logs, sharding, train, train_step
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 
@@ -223,3 +223,35 @@ def test_processes_are_named_in_one_word():
             compilation.join(word)
     with pytest.raises(BadInput, match="--distributed: process 2 of 2"):
         compilation.join("host:1/2/2")
+
+
+def test_flops_do_not_depend_on_the_layout(trained):
+    """Of a step on one device: half on each of two, and no less in parts or in turns."""
+    found = {}
+    for name, changes in {
+        "plain": {},
+        "two devices": {"sharding__data": 2},
+        "shard_map": {"sharding__data": 2, "sharding__wrapper": "shard_map"},
+        "parts": {"train__accumulate": 2},
+        "several steps": {"train__steps_per_call": 5},
+    }.items():
+        settings = runs.load_config(trained.root, **{**LONG, **changes})
+        mesh = sharding.make_mesh(settings)
+        program = train.Single(settings, mesh)
+        state = train.initial_state(settings, jax.random.key(0), mesh)
+        program._step = sharding.compile_step(
+            lambda *args, axis=None, settings=settings: train_step.train_step(
+                *args, config=settings, axis=axis
+            ),
+            mesh,
+            settings.sharding.wrapper,
+            state,
+            steps=settings.train.steps_per_call or 1,
+        )
+        shape = (settings.train.steps_per_call or 1, 4, 16, 16, 1)
+        pixels = {name: np.zeros(shape, np.uint8) for name in ("image", "texture")}
+        batch = sharding.place(pixels, sharding.split(mesh))
+        program._step(state, {}, batch, jax.random.key(0))
+        found[name] = program.flops
+    for name, share in {"two devices": 2, "shard_map": 2, "parts": 1, "several steps": 1}.items():
+        assert found[name] == pytest.approx(found["plain"] / share, rel=0.1), name
