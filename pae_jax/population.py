@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from data_pipelines.errors import BadInput
 from pae_jax import sharding, train_step
 from pae_jax.config import Config
-from pae_jax.run import Run, TrainResult
+from pae_jax.run import STOPPED, Run, TrainResult
 from pae_jax.train import Program, Single, drive, initial_state
 
 # In these keys the members of one program may differ.
@@ -100,6 +100,10 @@ def train_population(members: Sequence[tuple[Config, str | Path]]) -> list[Train
             together.setdefault(what, []).append(run)
         for group in together.values():
             configs = [run.config for run in group]
+            if any(run.result and run.result.outcome == STOPPED for run in runs):
+                for run in group:
+                    run.end(STOPPED, max(run.checkpoints.steps, default=0))
+                continue
             drive(group, Population(configs) if len(group) > 1 else Single(configs[0], mesh))
     return [run.result for run in runs if run.result is not None]
 

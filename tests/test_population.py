@@ -162,6 +162,24 @@ def test_what_can_share_a_program(trained, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_stop_holds_for_the_programs_to_come(trained, tmp_path, monkeypatch):
+    """Members of one kind may need two programs, here with and without data on the device."""
+    places = iter((True, False))
+    driven = []
+
+    def drive(group, program):
+        driven.append([run.workdir.name for run in group])
+        for run in group:
+            run.end(train.STOPPED, 7)
+
+    monkeypatch.setattr("pae_jax.feed.resident", lambda *_: next(places))
+    monkeypatch.setattr(population, "drive", drive)
+    members = [(member(trained.root, seed), tmp_path / str(seed)) for seed in (0, 1)]
+    results = population.train_population(members)
+    assert driven == [["0"]]
+    assert [tuple(result[:2]) for result in results] == [(train.STOPPED, 7), (train.STOPPED, 0)]
+
+
 def test_the_log_of_a_member_is_its_own(trained, tmp_path):
     members = [(member(trained.root, seed), tmp_path / str(seed)) for seed in (0, 1)]
     population.train_population(members)
