@@ -1,7 +1,9 @@
 """Members of a population are what they would be alone."""
 
 import dataclasses
+import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 
 import runs
 from data_pipelines.errors import BadInput
-from pae_jax import config, logs, population, train
+from pae_jax import config, logs, main, population, train
 from pae_jax.run import Run
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
@@ -178,6 +180,43 @@ def test_a_stop_holds_for_the_programs_to_come(trained, tmp_path, monkeypatch):
     results = population.train_population(members)
     assert driven == [["0"]]
     assert [tuple(result[:2]) for result in results] == [(train.STOPPED, 7), (train.STOPPED, 0)]
+
+
+CATEGORIES = """
+from configs import default
+
+def get_config(arg=None):
+    if arg not in ("one", "two"):
+        raise ValueError(f"one or two, not {arg!r}")
+    config = default.get_config()
+    config.data.category = {"one": "data", "two": "other"}[arg]
+    return config
+
+def members(arg):
+    return ["one", "two"] if arg == "all" else None
+"""
+
+
+def test_all_categories_of_a_config_by_one_command(trained, alone, tmp_path, capsys):
+    root = tmp_path / "images"
+    shutil.copytree(trained.root, root)
+    shutil.copytree(root / "data", root / "other")
+    (root / "other/train/good/000.png").unlink()
+    file, workdir = tmp_path / "two.py", tmp_path / "w"
+    file.write_text(CATEGORIES)
+    _, *words = runs.words(root, **SHORT, data__root=root)
+    assert main.main(["train", f"--config={file}:all", *words, f"--workdir={workdir}"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("one", "two"):
+        assert f"{workdir / name}: finished at step 10" in printed
+    assert_close(workdir / "one", alone(member(trained.root, 0)))
+    counts = [
+        json.loads((workdir / name / "data.json").read_text())["training_images"]
+        for name in ("one", "two")
+    ]
+    assert counts[0] == counts[1] + 1
+    assert main.main(["train", f"--config={file}:three", *words, f"--workdir={workdir}"]) == 2
+    assert "one or two, not 'three'" in capsys.readouterr().err
 
 
 def test_the_log_of_a_member_is_its_own(trained, tmp_path):
