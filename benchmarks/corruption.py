@@ -15,8 +15,6 @@ import argparse
 import dataclasses
 import functools
 import math
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -158,10 +156,7 @@ def main() -> None:
         {name: seconds(call) for name, call in calls.items()} for _ in range(options.rounds + 1)
     ][1:]
     print(
-        f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores, "
-        f"{jax.devices()[0].device_kind}; Python {platform.python_version()}, "
-        f"jax {jax.__version__}, numpy {np.__version__}, scipy {scipy.__version__}; "
-        f"commit {provenance.commit() or 'unknown'}\n"
+        f"{provenance.line('jax', 'numpy', 'scipy')}\n"
         f"{size}×{size}, batch {count}, textures 256×256, widths {plain.model.widths}, "
         f"{options.rounds} rounds\n"
     )

@@ -9,8 +9,6 @@ the masks, a quarter of a multiple). Linux only.
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
@@ -114,23 +112,6 @@ def measure(name: str, kind: str, images: int, size: int) -> dict[str, float]:
     }
 
 
-def provenance() -> str:
-    import sklearn
-
-    root = os.path.dirname(os.path.abspath(__file__))
-    commit = subprocess.run(
-        ["git", "-C", root, "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    return (
-        f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores; "
-        f"Python {platform.python_version()}, numpy {np.__version__}, "
-        f"scikit-learn {sklearn.__version__}; commit {commit or 'unknown'}"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -144,7 +125,9 @@ def main() -> None:
         name, kind = options.measure
         print(json.dumps(measure(name, kind, options.images, options.sizes[0])))
         return
-    print(provenance())
+    from pae_jax import provenance  # not in the processes that are measured
+
+    print(provenance.line("numpy", "scikit-learn"))
     print(f"{options.images} maps; memory in multiples of the float32 maps, which it includes")
     print("size  kind    method   seconds  memory  ratio  AUROC      AP         AUPRO")
     for size in options.sizes:

@@ -34,7 +34,7 @@ def main() -> None:
 
     from pae_jax import provenance
 
-    print(provenance.line())
+    print(provenance.line("jax"))
     print(
         f"{options.members} members on {jax.local_device_count()} devices, batches of "
         f"{options.batch} images of {options.size}², widths {options.widths}",
