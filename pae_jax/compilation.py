@@ -1,8 +1,11 @@
 """What a process sets up before it touches a device: the compilation cache, its peers."""
 
+import platform
+from pathlib import Path
+
 import jax
 
-from data_pipelines.cache import default_cache
+from data_pipelines.cache import content_key, default_cache
 from data_pipelines.errors import BadInput
 
 
@@ -26,9 +29,21 @@ def use_cache() -> None:
     # Set by $JAX_COMPILATION_CACHE_DIR or in code.
     if getattr(jax.config, "jax_compilation_cache_dir", None):
         return
-    jax.config.update("jax_compilation_cache_dir", str(default_cache() / "compiled"))
+    directory = default_cache() / "compiled" / _processor()
+    jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _processor() -> str:
+    """Twelve hex digits for this kind of processor: another one may lack instructions of a
+    program that was compiled here, and home directories are shared."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    features = {line for line in lines if line.startswith(("flags", "Features"))}
+    return content_key(platform.machine(), platform.processor(), sorted(features))[:12]
 
 
 def join(distributed: str) -> None:
