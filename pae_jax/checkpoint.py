@@ -14,6 +14,7 @@ import math
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,24 @@ def claim_workdir(workdir: Path, config: Config, data_record: dict[str, Any]) ->
         write_json(workdir / "data.json", data_record)
         write_json(workdir / "config.json", config.to_dict())
         yield
+
+
+def leave_out_echoes() -> None:
+    """For the command line: a save that fails is reported once, by `CannotWrite`.
+
+    TensorStore's threads go on for a moment, and each finds its event loop closed; coroutines
+    that never ran are warned of when they are thrown away.
+    """
+    report = sys.unraisablehook
+
+    def unraisablehook(found: Any) -> None:
+        closed = isinstance(found.exc_value, RuntimeError)
+        if not (closed and str(found.exc_value) == "Event loop is closed"):
+            report(found)
+
+    sys.unraisablehook = unraisablehook
+    never_ran = r"coroutine '.*(serialize|_background).*' was never awaited"
+    warnings.filterwarnings("ignore", never_ran, RuntimeWarning)
 
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:

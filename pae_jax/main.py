@@ -11,9 +11,10 @@ USAGE = "Projecting autoencoders for structural anomaly detection."
 
 
 def _train(args: argparse.Namespace, overrides: list[str]) -> int:
-    from pae_jax import compilation, config, population, train
+    from pae_jax import checkpoint, compilation, config, population, train
 
     compilation.start(args.distributed)
+    checkpoint.leave_out_echoes()
     members = config.load_members(args.config, overrides)
     outcomes = set()
     for chunk in population.chunks(list(members.values())):
@@ -50,9 +51,10 @@ def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _sweep(args: argparse.Namespace, overrides: list[str]) -> int:
-    from pae_jax import compilation, sweep
+    from pae_jax import checkpoint, compilation, sweep
 
     compilation.start()
+    checkpoint.leave_out_echoes()
     table = sweep.sweep(args.config, args.workdir, overrides)
     print(table.read_text())
     print(table)
