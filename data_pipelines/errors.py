@@ -16,8 +16,9 @@ class CannotWrite(OSError):
 
     def __init__(self, path: Path, error: BaseException):
         reason = error.strerror if isinstance(error, OSError) else None
-        super().__init__(f"{path}: cannot be written ({reason or _first_line(error)})")
+        super().__init__(f"{path}: cannot be written ({reason or first_line(error, 300)})")
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0][:300]
+def first_line(error: BaseException, length: int) -> str:
+    """At most `length` characters of the first line that an error says."""
+    return str(error).strip().partition("\n")[0][:length]

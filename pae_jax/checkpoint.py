@@ -23,14 +23,10 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from data_pipelines.errors import BadInput, CannotWrite
+from data_pipelines.errors import BadInput, CannotWrite, first_line
 from pae_jax.config import Config, from_config_dict
 
 _training: Any = ocp.training  # its annotations contradict its own classes
-
-
-def _first_line(error: BaseException, length: int) -> str:
-    return str(error).strip().partition("\n")[0][:length]
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -239,7 +235,7 @@ class Checkpoints:
             try:
                 found = self._orbax.load_checkpointables(step, abstract)
             except Exception as error:  # Orbax and TensorStore raise many kinds
-                directory, reason = self.directory / str(step), _first_line(error, 120)
+                directory, reason = self.directory / str(step), first_line(error, 120)
                 print(f"{directory}: unreadable, skipped ({reason})", file=sys.stderr)
                 continue
             return int(found["data"]["position"]), found["state"]
