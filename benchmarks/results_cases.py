@@ -37,7 +37,7 @@ class Cases(NamedTuple):
 
 
 def find(workdir: Path) -> Cases:
-    """Chooses the cases of a run and draws them: image, reconstruction, map, mask by row.
+    """Chooses the cases of a run and draws them, a column each.
 
     Args:
       workdir: of an evaluated run whose test images are still there; its model is applied once
@@ -57,10 +57,12 @@ def find(workdir: Path) -> Cases:
     by_pixels = evaluation["pixel_ap"] is not None
     figures, scores = _figures(model, test, by_pixels=by_pixels)
     cases = choose(figures, scores, np.asarray(test.labels))
+    limit = 2 * predict.thresholds(workdir, model).pixel  # as in the heat maps of `pae predict`
+    rows, picture = _draw(model, test, [case.index for case in cases], limit)
     record = {
         "figure": "pixel_ap" if by_pixels else "rank",
         "score": model.config.eval.score,
-        "masks": test.masks is not None,
+        "rows": rows,
         "images": [
             {
                 "case": case.kind,
@@ -72,8 +74,7 @@ def find(workdir: Path) -> Cases:
             for case in cases
         ],
     }
-    limit = 2 * predict.thresholds(workdir, model).pixel  # as in the heat maps of `pae predict`
-    return Cases(record, _draw(model, test, [case.index for case in cases], limit))
+    return Cases(record, picture)
 
 
 def choose(
@@ -111,21 +112,29 @@ def _figures(
     return figures, scores
 
 
-def _draw(model: predict.Model, test: TestSplit, chosen: Sequence[int], limit: float) -> bytes:
+def _draw(
+    model: predict.Model, test: TestSplit, chosen: Sequence[int], limit: float
+) -> tuple[list[str], bytes]:
+    """The names of the rows, and the PNG file, in tiles as large as it allows."""
     detections = list(predict.detect_all(model, test.images[np.asarray(chosen)]))
+    rows: dict[str, list[np.ndarray]] = {}
     content = b""
     for side in SIDES:
-        rows: list[list[np.ndarray]] = [[], [], []] + ([[]] if test.masks is not None else [])
+        rows = {}
         for i, found in zip(chosen, detections, strict=True):
             image = pictures.shrink(np.repeat(test.images[i], 3 // model.channels, axis=-1), side)
+            tiles = {"image": image}
+            if found.reconstruction is not None:  # not every method has one
+                picture = pictures.to_uint8(found.reconstruction)
+                tiles["reconstruction"] = pictures.shrink(picture, side)
             heat = pictures.heat_map(pictures.shrink_map(found.map, side), limit)
-            rows[0].append(image)
-            rows[1].append(pictures.shrink(pictures.to_uint8(found.reconstruction), side))
-            rows[2].append(pictures.overlay(image, heat))
+            tiles["anomaly map over the image"] = pictures.overlay(image, heat)
             if test.masks is not None:
                 mask = np.repeat(test.masks[i][..., None] * np.uint8(255), 3, axis=-1)
-                rows[3].append(pictures.shrink(mask, side))
-        content = pictures.encode(pictures.grid(rows), optimize=True)
+                tiles["mask"] = pictures.shrink(mask, side)
+            for name, tile in tiles.items():
+                rows.setdefault(name, []).append(tile)
+        content = pictures.encode(pictures.grid(list(rows.values())), optimize=True)
         if len(content) <= LARGEST:
             break
-    return content
+    return list(rows), content

@@ -288,8 +288,8 @@ def _cases(run: Run, entry: Mapping[str, Any]) -> Iterator[str]:
     if cases["picture"]:
         yield f"![Cases of {run.name}](docs/results/{run.name}/cases.png)"
         yield (
-            "In this order from left to right; by row image, reconstruction, anomaly map over the "
-            f"image{', mask' if cases['masks'] else ''}. {entry.get('source', '')}".rstrip()
+            f"In this order from left to right; by row {', '.join(cases['rows'])}. "
+            f"{entry.get('source', '')}".rstrip()
         )
 
 

@@ -1,6 +1,7 @@
 """benchmarks/results.py and results_cases.py: what becomes of a run that was evaluated."""
 
 import importlib
+import io
 import json
 import re
 import shutil
@@ -189,6 +190,29 @@ def test_without_masks_the_share_of_normal_images_below_orders(modules, evaluate
     with Image.open(run.workdir / "eval/cases.png") as picture:
         assert picture.size == (5 * 20 - 4, 3 * 20 - 4)
     assert "| crack | 2 |" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_a_method_without_reconstructions_has_no_row_of_them(modules, evaluated, monkeypatch):
+    rows = modules.cases.find(evaluated.workdir).record["rows"]
+    assert rows == ["image", "reconstruction", "anomaly map over the image", "mask"]
+    detect_all = predict.detect_all
+    monkeypatch.setattr(
+        predict,
+        "detect_all",
+        lambda *args: (one._replace(reconstruction=None) for one in detect_all(*args)),
+    )
+    found = modules.cases.find(evaluated.workdir)
+    assert found.record["rows"] == [rows[0], *rows[2:]]
+    with Image.open(io.BytesIO(found.picture)) as picture:
+        assert picture.size == (5 * 20 - 4, 3 * 20 - 4)
+
+
+def test_a_large_picture_has_smaller_tiles(modules, evaluated, monkeypatch):
+    whole = modules.cases.find(evaluated.workdir).picture
+    monkeypatch.setattr(modules.cases, "SIDES", (16, 12, 8))
+    monkeypatch.setattr(modules.cases, "LARGEST", len(whole) - 1)
+    with Image.open(io.BytesIO(modules.cases.find(evaluated.workdir).picture)) as picture:
+        assert picture.size == (5 * 16 - 4, 4 * 16 - 4)
 
 
 def test_pictures_enter_the_project_on_request_only(modules, taken_up, evaluated):
