@@ -138,6 +138,7 @@ def to_torch(variables: Any) -> dict[str, torch.Tensor]:
         value = np.array(leaf)
         if name == "kernel":  # (h, w, in, out) → (out, in, h, w)
             value = np.ascontiguousarray(value.transpose(3, 2, 0, 1))
+        modules = [module for module in modules if module != "stage"]  # a decoder is but its stage
         tensors[".".join([*modules, name if name == "bias" else "weight"])] = torch.tensor(value)
     return tensors
 

@@ -8,7 +8,7 @@ the paper is silent, the parent paper's stacked dilated convolutions (Bauer et a
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
@@ -18,13 +18,17 @@ from jaxtyping import Array, Float
 
 from pae_jax.config import ModelConfig
 
+SHUT = -2.0  # the logit of a gate before training: most of the input passes
 EDGE = 1 / 512  # half a grey level of 8 bits: black and white have finite logits
 
 
-def _convolution(width: int, kernel: int, config: ModelConfig, *, rate: int = 1) -> nn.Conv:
+def _convolution(
+    width: int, kernel: int, config: ModelConfig, *, rate: int = 1, name: str | None = None
+) -> nn.Conv:
     return nn.Conv(
         width,
         (kernel, kernel),
+        name=name,
         kernel_dilation=rate,
         dtype=jnp.dtype(config.dtype),
         kernel_init=nn.initializers.he_normal(),
@@ -69,16 +73,74 @@ def _normalise(x: Array, config: ModelConfig) -> Array:
 
 
 class Stage(nn.Module):
-    """Convolution, norm and ReLU, `config.convolutions` times, at one resolution."""
+    """Convolution, norm and ReLU, `config.convolutions` times, at one resolution.
+
+    With `below` the first convolution takes [upsample(below), x], which is never laid out.
+    """
 
     width: int
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        for _ in range(self.config.convolutions):
-            x = nn.relu(_normalise(_convolution(self.width, 3, self.config)(x), self.config))
+    def __call__(self, x: Array, below: Array | None = None) -> Array:
+        for i in range(self.config.convolutions):
+            if i == 0 and below is not None:
+                x = JoiningConvolution(self.width, self.config, name="Conv_0")(below, x)
+            else:
+                x = _convolution(self.width, 3, self.config, name=f"Conv_{i}")(x)
+            x = nn.relu(_normalise(x, self.config))
         return x
+
+
+class JoiningConvolution(nn.Module):
+    """The 3×3 convolution of [upsample(below), beside], with the parameters of `nn.Conv`.
+
+    A convolution is linear in its channels, so both parts go their own ways, and that of
+    `upsample(below)` is computed on the small map: a fifth less time for the whole forward pass
+    on a CPU, a tenth for a training step.
+    """
+
+    width: int
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self, below: Float[Array, "b h w c"], beside: Float[Array, "b 2*h 2*w n"]
+    ) -> Float[Array, "b 2*h 2*w width"]:
+        dtype, channels = jnp.dtype(self.config.dtype), below.shape[-1]
+        shape = (3, 3, channels + beside.shape[-1], self.width)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape).astype(dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,)).astype(dtype)
+        joined = upsampled_convolution(below, kernel[:, :, :channels])
+        joined += _correlate(beside, kernel[:, :, channels:], ((1, 1), (1, 1)))
+        return joined + bias[None, None, None]
+
+
+def upsampled_convolution(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c n"]
+) -> Float[Array, "b 2*h 2*w n"]:
+    """The 3×3 convolution of `upsample(x)`, zeros beyond its borders, as four 2×2 ones of x.
+
+    Along an axis the taps a, b, c of an even position fall on the pixels before, here and here,
+    those of an odd one on here, here and after: two taps, a and b + c or a + b and c. Thus 4/9
+    of the multiplications.
+    """
+
+    def halves(kernel: Array, axis: int) -> tuple[Array, Array]:
+        a, b, c = jnp.split(kernel, 3, axis)
+        return jnp.concatenate([a, b + c], axis), jnp.concatenate([a + b, c], axis)
+
+    parts = [
+        _correlate(x, part, ((1 - i, i), (1 - j, j)))
+        for i, rows in enumerate(halves(kernel, 0))
+        for j, part in enumerate(halves(rows, 1))
+    ]
+    return depth_to_space(jnp.concatenate(parts, axis=-1), 2)
+
+
+def _correlate(x: Array, kernel: Array, padding: Sequence[tuple[int, int]]) -> Array:
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=layout)
 
 
 class DilatedLayer(nn.Module):
@@ -97,22 +159,25 @@ class DilatedLayer(nn.Module):
         return nn.relu(x + _normalise(_convolution(x.shape[-1], 1, config)(y), config))
 
 
-class Skip(nn.Module):
-    """Joins the decoder's features with the encoder's of the same resolution."""
+class Decoder(nn.Module):
+    """A stage on the features from below and, by `config.skip`, the encoder's beside them."""
 
+    width: int
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, decoded: Array, encoded: Array) -> Array:
-        if self.config.skip == "none":
-            return decoded
+    def __call__(self, below: Array, encoded: Array) -> Array:
+        stage = Stage(self.width, self.config, name="stage")
         if self.config.skip == "concatenate":
-            return jnp.concatenate([decoded, encoded], axis=-1)
+            return stage(encoded, below)
+        decoded = upsample(below)
+        if self.config.skip == "none":
+            return stage(decoded)
         # The parent paper's convex combination: a learned share in (0, 1) for each channel.
         decoded = _convolution(encoded.shape[-1], 1, self.config)(decoded)
         logit = self.param("logit", nn.initializers.zeros, (encoded.shape[-1],))
         share = nn.sigmoid(logit).astype(encoded.dtype)[None, None, None, :]
-        return share * encoded + (1 - share) * decoded
+        return stage(share * encoded + (1 - share) * decoded)
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
@@ -159,7 +224,7 @@ class UNet(nn.Module):
         config = self.config
         # Rematerialisation trades a second forward pass of a block for its activations.
         remat: Callable[[type[nn.Module]], Any] = nn.remat if config.remat else lambda block: block
-        stage, dilated = remat(Stage), remat(DilatedLayer)
+        stage, dilated, decoder = remat(Stage), remat(DilatedLayer), remat(Decoder)
         _, height, width, channels = x.shape
         y = pad_to_multiple(x, config.stem * 2 ** len(config.widths))
         # Centred input: the first convolution then starts from values of both signs.
@@ -175,17 +240,32 @@ class UNet(nn.Module):
             y = dilated(config, name=f"bottleneck_{i}")(y)
 
         for i, stage_width in reversed(list(enumerate(config.widths))):
-            y = Skip(config, name=f"skip_{i}")(upsample(y), encoded[i])
-            y = stage(stage_width, config, name=f"decoder_{i}")(y)
+            y = decoder(stage_width, config, name=f"decoder_{i}")(y, encoded[i])
 
         # The output leaves in float32: the loss and the iterates of f are not rounded.
-        y = _convolution(channels * config.stem**2, 1, config)(y).astype(jnp.float32)
+        gate = 1 if config.output == "gated" else 0
+        y = _convolution((channels + gate) * config.stem**2, 1, config)(y).astype(jnp.float32)
         y = depth_to_space(y, config.stem)[:, :height, :width]
-        if config.output == "residual":
-            # The identity is y = 0: a conservative projection has to learn corrections only.
-            y = y + jax.scipy.special.logit(jnp.clip(x, EDGE, 1 - EDGE))
-        return nn.sigmoid(y)
+        return OUTPUTS[config.output](y, x)
 
+
+def _residual(y: Float[Array, "b h w c"], x: Float[Array, "b h w c"]) -> Array:
+    # The identity is y = 0: a conservative projection has to learn corrections only.
+    return nn.sigmoid(y + jax.scipy.special.logit(jnp.clip(x, EDGE, 1 - EDGE)))
+
+
+def _gated(y: Float[Array, "b h w c_and_gate"], x: Float[Array, "b h w c"]) -> Array:
+    """x where a gate is shut, what the network paints where it is open: eq. 13 the other way."""
+    gate = nn.sigmoid(y[..., -1:] + SHUT)
+    return x + gate * (nn.sigmoid(y[..., :-1]) - x)
+
+
+OUTPUTS: dict[str, Callable[[Array, Array], Array]] = {
+    "sigmoid": lambda y, x: nn.sigmoid(y),
+    "residual": _residual,
+    "gated": _gated,
+}
+"""From the last features and the input to f(x), by `model.output`."""
 
 BACKBONES = {"unet": UNet}  # by `model.name`: modules built from a ModelConfig
 

@@ -1,0 +1,33 @@
+"""Variants of the recipe, one question each, for benchmarks/recipe.py:QUESTION.
+
+    python benchmarks/recipe.py --config=configs/recipe.py:output --workdir=W \
+        --config.data.root=DIR --config.data.textures=DTD
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import folder
+
+QUESTIONS: dict[str, dict[str, Mapping[str, Any]]] = {
+    "output": {
+        "sigmoid": {},
+        "residual": {"model.output": "residual"},
+        "gated": {"model.output": "gated"},
+    },
+}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """`arg`: one of QUESTIONS."""
+    if arg not in QUESTIONS:
+        raise ValueError(f"one of {', '.join(QUESTIONS)}, not {arg!r}")
+    return folder.get_config()
+
+
+def sweep(add: Callable[[str, int, Mapping[str, Any]], None], arg: str | None = None) -> None:
+    """The variants of one question, seed 0."""
+    for variant, changes in QUESTIONS[arg or ""].items():
+        add(variant, 0, changes)
