@@ -11,11 +11,22 @@ from ml_collections import ConfigDict
 
 from configs import folder
 
+RESIDUAL = {"model.output": "residual"}
+GROUP = {"model.norm": "group"}
+FAST = {"optimizer.learning_rate": 3e-3}
+
 QUESTIONS: dict[str, dict[str, Mapping[str, Any]]] = {
     "output": {
         "sigmoid": {},
-        "residual": {"model.output": "residual"},
+        "residual": RESIDUAL,
         "gated": {"model.output": "gated"},
+    },
+    "rate": {
+        "base": RESIDUAL,
+        "group": RESIDUAL | GROUP,
+        "fast": RESIDUAL | FAST,
+        "group fast": RESIDUAL | GROUP | FAST,
+        "crops": RESIDUAL | {"data.crop": 64, "train.batch_size": 32},
     },
 }
 

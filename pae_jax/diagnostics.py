@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from pae_jax import rng
+from pae_jax import hardware, rng
 from pae_jax.corruption import CorruptedBatch
 from pae_jax.fixed_point import fixed_point
 from pae_jax.projection import jacobian_identity
@@ -89,8 +89,13 @@ def errors(f: Callable, batch: CorruptedBatch) -> PerImage:
         clean image and not to ℳ (eq. 8). NaN for an uncorrupted image, or once x is met.
     """
     corrupted, clean, mask = batch
-    # A scan, so that f is compiled once for all its applications.
-    _, images = jax.lax.scan(lambda x, _: (f(x),) * 2, corrupted, length=APPLICATIONS)
+    # A scan, so that f is compiled once for all its applications where loops cost nothing.
+    _, images = jax.lax.scan(
+        lambda x, _: (f(x),) * 2,
+        corrupted,
+        length=APPLICATIONS,
+        unroll=hardware.unroll(APPLICATIONS),
+    )
     iterates = [corrupted, *images]
     distances = [_norm(iterate - clean) for iterate in iterates]
     channels = clean.shape[-1]

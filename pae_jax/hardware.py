@@ -34,3 +34,12 @@ def peak_flops() -> float | None:
     """Of one of this process's devices; None where it is not known."""
     found = chip(jax.local_devices()[0].device_kind)
     return found.flops if found else None
+
+
+def unroll(turns: int) -> int:
+    """How many of a loop's turns to write out, where its body holds convolutions.
+
+    Inside a loop XLA's convolutions take several times as long on a CPU. Written out they save no
+    memory there, which is not what a CPU lacks (benchmarks/layouts.py).
+    """
+    return turns if jax.default_backend() == "cpu" else 1

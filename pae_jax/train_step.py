@@ -10,7 +10,7 @@ import optax
 from flax import struct
 from jax import Array
 
-from pae_jax import augmentation, corruption, objective, preprocess, rng, unet
+from pae_jax import augmentation, corruption, hardware, objective, preprocess, rng, unet
 from pae_jax.config import Config, OptimizerConfig
 
 Batch = Mapping[str, Array]  # image (b, h, w, c) and texture (b, t, t, c'), uint8
@@ -98,18 +98,10 @@ def _same(tree: Any) -> Any:
     return tree
 
 
-def _turns(parts: int) -> int:
-    """Turns of the loop over the parts of a batch.
-
-    Inside a loop XLA's convolutions take several times as long on a CPU. Written out they save no
-    memory there, which is not what a CPU lacks (benchmarks/layouts.py).
-    """
-    return 1 if jax.default_backend() == "cpu" else parts
-
-
 def step_flops(counted: float | None, config: Config) -> float | None:
     """FLOP of a step from XLA's count of its program, in which a loop's body counts once."""
-    return counted and counted * _turns(config.train.accumulate)
+    parts = config.train.accumulate
+    return counted and counted * parts / hardware.unroll(parts)
 
 
 def _accumulate(function: Callable[[Any], Any], examples: Any, parts: int) -> Any:
@@ -124,7 +116,7 @@ def _accumulate(function: Callable[[Any], Any], examples: Any, parts: int) -> An
 
     shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], split))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    total, _ = jax.lax.scan(add, zeros, split, unroll=parts // _turns(parts))
+    total, _ = jax.lax.scan(add, zeros, split, unroll=hardware.unroll(parts))
     return jax.tree.map(lambda x: x / parts, total)
 
 

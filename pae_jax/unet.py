@@ -244,7 +244,10 @@ class UNet(nn.Module):
 
         # The output leaves in float32: the loss and the iterates of f are not rounded.
         gate = 1 if config.output == "gated" else 0
-        y = _convolution((channels + gate) * config.stem**2, 1, config)(y).astype(jnp.float32)
+        last = _convolution((channels + gate) * config.stem**2, 1, config)
+        if config.output == "residual":  # f starts as the identity
+            last = last.clone(kernel_init=nn.initializers.zeros)
+        y = last(y).astype(jnp.float32)
         y = depth_to_space(y, config.stem)[:, :height, :width]
         return OUTPUTS[config.output](y, x)
 
