@@ -58,8 +58,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     model.kernel = 5  # of the dilated convolutions; 5 at 256² (objects), 3 at 512² (textures)
     model.norm = "group"  # group | instance | layer | none
     model.skip = "concatenate"  # concatenate | convex (the parent paper's) | none
-    # sigmoid | residual (added to the logit of the input) | gated (a learned share of the input)
-    model.output = "sigmoid"
+    model.output = "sigmoid"  # sigmoid | residual (on the logit of the input: starts at f = id)
     model.dtype = "float32"  # of the computation: float32 | bfloat16; parameters stay float32
     model.remat = False  # recompute activations in the backward pass: less memory, more time
 

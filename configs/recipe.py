@@ -19,7 +19,6 @@ QUESTIONS: dict[str, dict[str, Mapping[str, Any]]] = {
     "output": {
         "sigmoid": {},
         "residual": RESIDUAL,
-        "gated": {"model.output": "gated"},
     },
     "rate": {
         "base": RESIDUAL,

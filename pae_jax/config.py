@@ -102,7 +102,7 @@ class ModelConfig:
     kernel: int = _field(5, at_least=1)
     norm: str = _field("group", choices=("group", "instance", "layer", "none"))
     skip: str = _field("concatenate", choices=("concatenate", "convex", "none"))
-    output: str = _field("sigmoid", choices=("sigmoid", "residual", "gated"))
+    output: str = _field("sigmoid", choices=("sigmoid", "residual"))
     dtype: str = _field("float32", choices=("float32", "bfloat16"))
     remat: bool = False
 

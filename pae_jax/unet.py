@@ -18,12 +18,17 @@ from jaxtyping import Array, Float
 
 from pae_jax.config import ModelConfig
 
-SHUT = -2.0  # the logit of a gate before training: most of the input passes
 EDGE = 1 / 512  # half a grey level of 8 bits: black and white have finite logits
 
 
 def _convolution(
-    width: int, kernel: int, config: ModelConfig, *, rate: int = 1, name: str | None = None
+    width: int,
+    kernel: int,
+    config: ModelConfig,
+    *,
+    rate: int = 1,
+    name: str | None = None,
+    zero: bool = False,
 ) -> nn.Conv:
     return nn.Conv(
         width,
@@ -31,7 +36,7 @@ def _convolution(
         name=name,
         kernel_dilation=rate,
         dtype=jnp.dtype(config.dtype),
-        kernel_init=nn.initializers.he_normal(),
+        kernel_init=nn.initializers.zeros if zero else nn.initializers.he_normal(),
     )
 
 
@@ -243,30 +248,19 @@ class UNet(nn.Module):
             y = decoder(stage_width, config, name=f"decoder_{i}")(y, encoded[i])
 
         # The output leaves in float32: the loss and the iterates of f are not rounded.
-        gate = 1 if config.output == "gated" else 0
-        last = _convolution((channels + gate) * config.stem**2, 1, config)
-        if config.output == "residual":  # f starts as the identity
-            last = last.clone(kernel_init=nn.initializers.zeros)
-        y = last(y).astype(jnp.float32)
-        y = depth_to_space(y, config.stem)[:, :height, :width]
+        y = _convolution(channels * config.stem**2, 1, config, zero=config.output == "residual")(y)
+        y = depth_to_space(y.astype(jnp.float32), config.stem)[:, :height, :width]
         return OUTPUTS[config.output](y, x)
 
 
 def _residual(y: Float[Array, "b h w c"], x: Float[Array, "b h w c"]) -> Array:
-    # The identity is y = 0: a conservative projection has to learn corrections only.
+    # Before training y = 0 and f = id: a conservative projection has to learn corrections only.
     return nn.sigmoid(y + jax.scipy.special.logit(jnp.clip(x, EDGE, 1 - EDGE)))
-
-
-def _gated(y: Float[Array, "b h w c_and_gate"], x: Float[Array, "b h w c"]) -> Array:
-    """x where a gate is shut, what the network paints where it is open: eq. 13 the other way."""
-    gate = nn.sigmoid(y[..., -1:] + SHUT)
-    return x + gate * (nn.sigmoid(y[..., :-1]) - x)
 
 
 OUTPUTS: dict[str, Callable[[Array, Array], Array]] = {
     "sigmoid": lambda y, x: nn.sigmoid(y),
     "residual": _residual,
-    "gated": _gated,
 }
 """From the last features and the input to f(x), by `model.output`."""
 
