@@ -1,23 +1,24 @@
 """Which recipe? Variants trained alike and judged on held-out normal images alone.
 
     python benchmarks/recipe.py --config=configs/recipe.py:output --workdir=W [--config.key=value …]
-                                [--unseen=FOLDER] [--smoothing 1/12 1/24]
+                    [--unseen=FOLDER] [--maps ssim mse] [--smoothing .083 .042] [--topk .01 .05]
 
 Trains every member of the config's `sweep` (as `pae sweep` does, without its test images) and
 shows what it does to normal images held out of training, under corruptions that it may not have
 been trained on: each of KINDS, with held-out textures, or with those of --unseen. Beside the
 on-manifold bias, each kind has the average precision of the smoothed map against the synthetic
-mask (M > 0.1); "image sum" and "image max" are the areas under the ROC curve that tell corrupted
-from clean held-out images by sum and maximum of the map, averaged over the kinds. No test image is
-opened. Finished members are not trained again.
+mask (M > 0.1), "mean" is their mean; "image sum", "max" and "topk" are the areas under the ROC
+curve that tell corrupted from clean held-out images by these scores, averaged over the kinds. No
+test image is opened. Finished members are not trained again.
 """
 
 import argparse
 import dataclasses
 import functools
+import itertools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,10 @@ from pae_jax import (
     train,
     unet,
 )
-from pae_jax.config import Config, CorruptionConfig, load_sweep
+from pae_jax.config import Config, CorruptionConfig, EvalConfig, load_sweep
 from pae_jax.validation import VISIBLE
 
+PART = 8  # images at a time
 COPIES = 4  # of each held-out image, each under a corruption of its own
 KINDS = {  # what a defect may look like; all of one opacity range, so that none is trivial
     "ellipses": {},
@@ -71,50 +73,50 @@ def held_out(config: Config, unseen: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def judge(
-    config: Config, params: Any, images: np.ndarray, patterns: np.ndarray, shares: list[float]
+    config: Config,
+    params: Any,
+    images: np.ndarray,
+    patterns: np.ndarray,
+    settings: list[EvalConfig],
 ) -> Iterator[dict[str, float]]:
-    """A row of measures for each smoothing share."""
-    f = unet.bind(config.model, params)
-    raw = dataclasses.replace(config.eval, smoothing="none")
+    """Measures of one model, a row for each of `settings`."""
+    f = jax.jit(unet.bind(config.model, params))
 
-    @jax.jit
-    def maps_of(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return predict.localise(f, x, raw)
-
-    def localise(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        parts = [maps_of(jnp.asarray(x[i : i + 4])) for i in range(0, len(x), 4)]
-        y, maps = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return y, maps
+    def in_parts(function: Callable, *arrays: np.ndarray) -> np.ndarray:
+        parts = [[a[i : i + PART] for a in arrays] for i in range(0, len(arrays[0]), PART)]
+        return np.concatenate([np.asarray(function(*map(jnp.asarray, part))) for part in parts])
 
     clean = images[: len(images) // COPIES]
-    reconstruction, clean_maps = localise(clean)
-    bias = float(np.sqrt(np.mean((reconstruction - clean) ** 2)))
-    made = {}
+    pairs = {"": (clean, in_parts(f, clean))}
+    masks = {}
     for kind, changes in KINDS.items():
-        settings = dataclasses.replace(CorruptionConfig(clean=0.0), **changes)
-        corrupt = jax.jit(functools.partial(corruption.corrupt, config=settings))
-        batch = corrupt(
-            rng.stream(jax.random.key(7), kind), jnp.asarray(images), jnp.asarray(patterns)
-        )
-        made[kind] = (
-            np.asarray(batch.mask[..., 0]) > VISIBLE,
-            localise(np.asarray(batch.corrupted))[1],
-        )
-    for share in shares:
-        smooth = functools.partial(anomaly_map.smooth, kind="gaussian", share=share)
-        row = {"smoothing": share, "bias": bias}
-        sums, tops = [], []
-        normal = np.asarray(smooth(jnp.asarray(clean_maps)))
-        for kind, (masks, maps) in made.items():
-            smoothed = np.asarray(smooth(jnp.asarray(maps)))
-            row[kind] = metrics.average_precision(smoothed, masks)
-            seen = masks.any((1, 2))
-            labels = np.concatenate([np.ones(seen.sum()), np.zeros(len(normal))]).astype(bool)
-            for scores, reduce in ((sums, np.sum), (tops, np.max)):
-                both = np.concatenate([reduce(smoothed[seen], (1, 2)), reduce(normal, (1, 2))])
-                scores.append(metrics.auroc(both, labels))
-        row["mean"] = float(np.mean([row[kind] for kind in KINDS]))
-        row["image sum"], row["image max"] = float(np.mean(sums)), float(np.mean(tops))
+        drawn = dataclasses.replace(CorruptionConfig(clean=0.0), **changes)
+        corrupt = jax.jit(functools.partial(corruption.corrupt, config=drawn))
+        key = rng.stream(jax.random.key(7), kind)
+        batch = corrupt(key, jnp.asarray(images), jnp.asarray(patterns))
+        corrupted = np.asarray(batch.corrupted)
+        pairs[kind] = corrupted, in_parts(f, corrupted)
+        masks[kind] = np.asarray(batch.mask[..., 0]) > VISIBLE
+    bias = float(np.sqrt(np.mean((pairs[""][1] - clean) ** 2)))
+    for one in settings:
+
+        def localise(x: jax.Array, y: jax.Array, one: EvalConfig = one) -> jax.Array:
+            maps = anomaly_map.MAPS[one.map](x, y)
+            return anomaly_map.smooth(maps, one.smoothing, one.smoothing_share)
+
+        maps = {kind: in_parts(localise, *pair) for kind, pair in pairs.items()}
+        normal = maps.pop("")
+        row = {kind: metrics.average_precision(maps[kind], masks[kind]) for kind in KINDS}
+        mean = float(np.mean(list(row.values())))
+        row |= {"mean": mean, "bias": bias}
+        for score in predict.SCORES:
+            found = []
+            for kind, values in maps.items():
+                corrupted = values[masks[kind].any((1, 2))]
+                both = jnp.asarray(np.concatenate([corrupted, normal]))
+                scores = np.asarray(anomaly_map.image_score(both, score, one.topk_share))
+                found.append(metrics.auroc(scores, np.arange(len(both)) < len(corrupted)))
+            row[f"image {score}"] = float(np.mean(found))
         yield row
 
 
@@ -127,26 +129,30 @@ def main() -> None:
     parser.add_argument("--config", required=True)
     parser.add_argument("--workdir", required=True, type=Path)
     parser.add_argument("--unseen", default="", help="another folder of textures")
+    parser.add_argument("--maps", nargs="+", default=["ssim"])
     parser.add_argument("--smoothing", nargs="+", type=float, default=[1 / 12, 1 / 24, 1 / 48])
+    parser.add_argument("--topk", nargs="+", type=float, default=[0.01])
     arguments, overrides = parser.parse_known_args()
+    choices = list(itertools.product(arguments.maps, arguments.smoothing, arguments.topk))
     try:
         members = load_sweep(arguments.config, overrides)
         print(provenance.line("jax", "flax", "optax"), arguments.config, *overrides)
-        opened: dict[Any, Any] = {}
         for variant, seed, config in members:
             workdir = arguments.workdir / f"{variant}-{seed}"
             start = time.perf_counter()
             result = train.train_and_evaluate(config, workdir)
             seconds = time.perf_counter() - start
-            model = predict.load(workdir)
-            key = (config.data, seed)
-            if key not in opened:
-                opened[key] = held_out(config, arguments.unseen)
-            for row in judge(config, model.params, *opened[key], arguments.smoothing):
-                cells = " ".join(f"{name} {value:.4f}" for name, value in row.items())
-                print(
-                    f"{variant:20s} {seed} {result.step:6d} {seconds:6.0f} s  {cells}", flush=True
-                )
+            print(f"{variant}, seed {seed}: {result.step} steps, {seconds:.0f} s", flush=True)
+            settings = [
+                dataclasses.replace(config.eval, map=kind, smoothing_share=share, topk_share=topk)
+                for kind, share, topk in choices
+            ]
+            rows = judge(
+                config, predict.load(workdir).params, *held_out(config, arguments.unseen), settings
+            )
+            for (kind, share, topk), row in zip(choices, rows, strict=True):
+                cells = "  ".join(f"{name} {value:.3f}" for name, value in row.items())
+                print(f"  {kind:5s} smoothing {share:.3f} topk {topk:.3f}  {cells}", flush=True)
     except BadInput as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -27,6 +27,12 @@ QUESTIONS: dict[str, dict[str, Mapping[str, Any]]] = {
         "group fast": RESIDUAL | GROUP | FAST,
         "crops": RESIDUAL | {"data.crop": 64, "train.batch_size": 32},
     },
+    "more": {
+        "batch 4": RESIDUAL | {"train.batch_size": 4, "train.steps": 900},
+        "weight .8": RESIDUAL | {"objective.weight": 0.8},
+        "perlin": RESIDUAL | {"corruption.mask": "perlin"},
+        "narrow": RESIDUAL | {"model.widths": (16, 32, 64), "train.steps": 750},
+    },
 }
 
 
