@@ -29,7 +29,8 @@ QUESTIONS: dict[str, dict[str, Mapping[str, Any]]] = {
     },
     "more": {
         "batch 4": RESIDUAL | {"train.batch_size": 4, "train.steps": 900},
-        "weight .8": RESIDUAL | {"objective.weight": 0.8},
+        "weight .2": RESIDUAL | {"objective.weight": 0.2},
+        "weight .05": RESIDUAL | {"objective.weight": 0.05},
         "perlin": RESIDUAL | {"corruption.mask": "perlin"},
         "narrow": RESIDUAL | {"model.widths": (16, 32, 64), "train.steps": 750},
     },
