@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from configs import folder
 
 RESIDUAL = {"model.output": "residual"}
+LIGHT = RESIDUAL | {"objective.weight": 0.05}
 GROUP = {"model.norm": "group"}
 FAST = {"optimizer.learning_rate": 3e-3}
 
@@ -27,12 +28,23 @@ QUESTIONS: dict[str, dict[str, Mapping[str, Any]]] = {
         "group fast": RESIDUAL | GROUP | FAST,
         "crops": RESIDUAL | {"data.crop": 64, "train.batch_size": 32},
     },
-    "more": {
+    "weight": {
         "batch 4": RESIDUAL | {"train.batch_size": 4, "train.steps": 900},
         "weight .2": RESIDUAL | {"objective.weight": 0.2},
-        "weight .05": RESIDUAL | {"objective.weight": 0.05},
-        "perlin": RESIDUAL | {"corruption.mask": "perlin"},
-        "narrow": RESIDUAL | {"model.widths": (16, 32, 64), "train.steps": 750},
+        "weight .05": LIGHT,
+    },
+    "light": {
+        "weight .05": LIGHT,
+        "weight .01": RESIDUAL | {"objective.weight": 0.01},
+        "sigmoid, .05": LIGHT | {"model.output": "sigmoid"},
+        "fast": LIGHT | FAST,
+        "group": LIGHT | GROUP,
+    },
+    "mask": {
+        "perlin": LIGHT | {"corruption.mask": "perlin"},
+        "8 blobs": LIGHT | {"corruption.max_blobs": 8},
+        "clean .3": LIGHT | {"corruption.clean": 0.3},
+        "narrow": LIGHT | {"model.widths": (16, 32, 64)},
     },
 }
 

@@ -27,6 +27,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.size, config.data.width, config.data.augmentation = CATEGORIES[arg]
     config.data.crop = 128  # a quarter of the work a step, and more places in a batch
     config.model.output = "residual"
+    config.objective.weight = 0.05
     config.train.steps = 5_000
     config.train.validate_every = 1_000
     config.train.checkpoint_every = 1_000
