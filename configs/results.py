@@ -1,4 +1,4 @@
-"""The runs of RESULTS.md on the categories with masks: --config=configs/results.py:mvtec_screw
+"""The runs of RESULTS.md on the categories with masks, for example configs/results.py:mvtec_screw
 
     pae train --config=configs/results.py:NAME --config.data.root=DIR \
         --config.data.textures=DTD --workdir=runs/NAME
@@ -28,7 +28,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.crop = 128  # a quarter of the work a step, and more places in a batch
     config.model.output = "residual"
     config.objective.weight = 0.05
-    config.train.steps = 5_000
+    config.train.steps = 4_000
     config.train.validate_every = 1_000
     config.train.checkpoint_every = 1_000
     return config
