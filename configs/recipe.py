@@ -37,8 +37,11 @@ QUESTIONS: dict[str, dict[str, Mapping[str, Any]]] = {
         "weight .05": LIGHT,
         "weight .01": RESIDUAL | {"objective.weight": 0.01},
         "sigmoid, .05": LIGHT | {"model.output": "sigmoid"},
-        "fast": LIGHT | FAST,
-        "group": LIGHT | GROUP,
+    },
+    "sigmoid": {
+        "sigmoid, .05": {"objective.weight": 0.05},
+        "sigmoid, .01": {"objective.weight": 0.01},
+        "sigmoid, .2": {"objective.weight": 0.2},
     },
     "mask": {
         "perlin": LIGHT | {"corruption.mask": "perlin"},
