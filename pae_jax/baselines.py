@@ -28,13 +28,13 @@ PerImage = Float[Array, " b"]
 _EXACT = jax.lax.Precision.HIGHEST
 
 
-def map_stored(function: Callable[[Images], Array], images: Stored, *, size: int = 64) -> Any:
-    """`function` of stored images (n, h, w, c), `size` at a time; (n, …) on the host."""
-    run = jax.jit(lambda stored: function(preprocess.to_float(stored)))
-    size, parts = min(size, len(images)), []
+def map_stored(function: Callable[..., Array], images: Stored, params: Any = None) -> Any:
+    """`function(x, params)` of stored images (n, h, w, c), in batches; (n, …) on the host."""
+    run = jax.jit(lambda stored, params: function(preprocess.to_float(stored), params))
+    size, parts = min(64, len(images)), []
     for start in range(0, len(images), size):
         rows = np.minimum(np.arange(start, start + size), len(images) - 1)
-        parts.append(jax.device_get(run(images[rows]))[: len(images) - start])
+        parts.append(jax.device_get(run(images[rows], params))[: len(images) - start])
     return np.concatenate(parts)
 
 
@@ -129,7 +129,7 @@ def fit_svm(params: dict[str, Array], images: Stored, config: Config) -> dict[st
     if len(images) > settings.svm_images:
         drawn = np.random.default_rng(config.train.seed).permutation(len(images))
         images = images[np.sort(drawn[: settings.svm_images])]
-    features = map_stored(lambda x: svm_features(x, settings.svm_side), images)
+    features = map_stored(lambda x, _: svm_features(x, settings.svm_side), images)
     features = np.asarray(features, np.float64)
     variance = features.var()
     gamma = 1 / (features.shape[1] * variance) if variance else 1.0
@@ -223,7 +223,7 @@ def fit_svdd(params: dict[str, Any], images: Stored, config: Config) -> dict[str
     Published: a value that a network reaches with weights of 0 invites it to do so. The network
     is not pretrained as an autoencoder.
     """
-    codes = map_stored(lambda x: encode(params, x, config), images)
+    codes = map_stored(lambda x, params: encode(params, x, config), images, params)
     centre = codes.mean(axis=0, dtype=np.float64)
     centre = np.where(np.abs(centre) < 0.1, np.copysign(0.1, centre), centre)
     return {**params, "centre": centre.astype(np.float32)}
