@@ -7,6 +7,7 @@ W/panels/          the panels as PNG files
 
 import contextlib
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -96,7 +97,8 @@ class RunLog:
             raise CannotWrite(self._path, error) from error
         if self._board:
             for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+                if not math.isnan(value):  # undefined, as what needs corruptions without any
+                    self._board.add_scalar(name, value, step)
 
 
 def _open_lines(path: Path, start: int) -> IO[str]:
