@@ -41,7 +41,7 @@ from pae_jax import (
     unet,
 )
 from pae_jax.config import Config, CorruptionConfig, EvalConfig, load_sweep
-from pae_jax.validation import VISIBLE
+from pae_jax.detection import SCORES, VISIBLE
 
 PART = 8  # images at a time
 COPIES = 4  # of each held-out image, each under a corruption of its own
@@ -109,7 +109,7 @@ def judge(
         row = {kind: metrics.average_precision(maps[kind], masks[kind]) for kind in KINDS}
         mean = float(np.mean(list(row.values())))
         row |= {"mean": mean, "bias": bias}
-        for score in predict.SCORES:
+        for score in SCORES:
             found = []
             for kind, values in maps.items():
                 corrupted = values[masks[kind].any((1, 2))]

@@ -13,6 +13,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
         raise ValueError(f"configs/default.py takes no argument, not {arg!r}")
     config = ml_collections.ConfigDict()
 
+    # ---- method: the paper's, or one to compare it with (pae_jax/methods.py, baselines.py) ----
+    # projection | inpainting (with corruption.kind = "riad") | segmentation | deep_svdd | pca |
+    # one_class_svm
+    config.method = "projection"
+
     # ---- data: one model for each category (§4 of the paper) ----
     config.data = data = ConfigDict()
     data.source = "procedural"  # procedural | folder (MVTec layout) | elpv | tfds
@@ -66,6 +71,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.objective = objective = ConfigDict()
     objective.weight = 0.5  # λ of eq. 1
     objective.noise = 0.0  # σ: the same Gaussian noise on input and target
+    objective.ssim = ConfigDict()  # mean of 1 − SSIM(f(x̂), x): the loss of a baseline
+    objective.ssim.weight = 0.0
     objective.jacobian = ConfigDict()  # ‖J_f(x̂) − I‖_F by forward-mode probes
     objective.jacobian.weight = 0.0
     objective.jacobian.form = "frobenius"  # frobenius (the paper's, unsquared) | squared
@@ -91,7 +98,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # ---- train ----
     config.train = train = ConfigDict()
     train.seed = 0
-    train.steps = 10_000
+    train.steps = 10_000  # pca and one_class_svm take none
     train.batch_size = 8  # of all devices together
     train.accumulate = 1  # the gradient in so many parts of the batch: less memory, the same step
     train.steps_per_call = 0  # steps the device takes by itself; 0: up to 10 with the data on it
@@ -129,6 +136,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     evaluation.diagnostics = True  # is f a projection? on held-out normal images
     evaluation.batch_size = 16
     evaluation.seed = 0  # of the bootstrap
+
+    # ---- baseline: read by the method that the key begins with ----
+    config.baseline = baseline = ConfigDict()
+    baseline.pca_components = 32
+    baseline.svm_nu = 0.1  # at most this share of the training images is called an outlier
+    baseline.svm_side = 32  # it sees images shrunk to side × side
+    baseline.svm_images = 1_000  # at most so many training images, drawn by train.seed
+    baseline.svdd_dimensions = 32  # of φ(x)
 
     config.profile = ()  # (first, end): a jax.profiler trace of these steps in W/profile
     return config

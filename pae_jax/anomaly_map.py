@@ -48,7 +48,7 @@ def ssim(x: Images, reconstruction: Images) -> Maps:
     SSIM = (1 − E[d]²/(E[x]² + E[y]² + C₁)) (1 − V[d]/(V[x] + V[y] + C₂)), which is the usual
     product of luminance and contrast-structure without its cancellation near 1.
     """
-    dissimilarity = _structural_dissimilarity(x, reconstruction)
+    dissimilarity = structural_dissimilarity(x, reconstruction)
     return jnp.clip(jnp.mean(dissimilarity, axis=-1), 0.0, 1.0)
 
 
@@ -200,8 +200,8 @@ def _window(x: Images, radius: int, axis: int) -> list[Images]:
     return [lax.slice_in_dim(padded, k, k + size, axis=axis) for k in range(2 * radius + 1)]
 
 
-def _structural_dissimilarity(x: Images, y: Images) -> Images:
-    """1 − SSIM per channel, in [0, 2]."""
+def structural_dissimilarity(x: Images, y: Images) -> Images:
+    """1 − SSIM per channel, in [0, 2]; differentiable everywhere."""
     mean, variance = _moments(jnp.concatenate([x, y, x - y]))
     mean_x, mean_y, mean_d = jnp.split(mean, 3)
     variance_x, variance_y, variance_d = jnp.split(variance, 3)

@@ -137,9 +137,15 @@ class IdentityConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SsimConfig:
+    weight: float = _field(0.0, at_least=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
     weight: float = _field(0.5, at_least=0.0, at_most=1.0)
     noise: float = _field(0.0, at_least=0.0)
+    ssim: SsimConfig = SsimConfig()
     jacobian: JacobianConfig = JacobianConfig()
     idempotency: IdempotencyConfig = IdempotencyConfig()
     identity: IdentityConfig = IdentityConfig()
@@ -200,9 +206,30 @@ class EvalConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class BaselineConfig:
+    pca_components: int = _field(32, at_least=1)
+    svm_nu: float = _field(0.1, above=0.0, at_most=1.0)
+    svm_side: int = _field(32, at_least=1)
+    svm_images: int = _field(1_000, at_least=1)
+    svdd_dimensions: int = _field(32, at_least=1)
+
+
+METHODS = (
+    "projection",
+    "inpainting",
+    "segmentation",
+    "deep_svdd",
+    "pca",
+    "one_class_svm",
+)
+CLOSED_FORM = ("pca", "one_class_svm")  # methods that take no steps
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Everything that one run depends on; immutable and hashable."""
 
+    method: str = _field("projection", choices=METHODS)
     data: DataConfig = DataConfig()
     corruption: CorruptionConfig = CorruptionConfig()
     model: ModelConfig = ModelConfig()
@@ -211,6 +238,7 @@ class Config:
     train: TrainConfig = TrainConfig()
     sharding: ShardingConfig = ShardingConfig()
     eval: EvalConfig = EvalConfig()
+    baseline: BaselineConfig = BaselineConfig()
     profile: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -234,6 +262,11 @@ class Config:
             )
         if self.data.source == "folder" and not self.data.root:
             raise BadInput("data.root: the folder source needs --config.data.root=DIR")
+
+    @property
+    def steps(self) -> int:
+        """Updates in the whole run: `train.steps`, or none for a method in closed form."""
+        return 0 if self.method in CLOSED_FORM else self.train.steps
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionaries, ready for JSON."""

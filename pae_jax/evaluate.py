@@ -33,9 +33,10 @@ from pae_jax import (
     report,
     rng,
     run,
-    unet,
     validation,
 )
+from pae_jax.detection import SCORES
+from pae_jax.methods import METHODS
 
 DIAGNOSED = 16  # about so many corrupted images: each takes a hundred applications of f
 NORMAL_IMAGES = 256  # at most so many, from which tangents to ℳ are estimated
@@ -52,7 +53,7 @@ class Evaluation(NamedTuple):
 class _Found(NamedTuple):
     """What the model says of the test images, at the network's size."""
 
-    reconstructions: list[np.ndarray]  # uint8 (h, w, 3)
+    reconstructions: list[np.ndarray | None]  # uint8 (h, w, 3)
     maps: list[np.ndarray]  # float32 (h, w)
     scores: dict[str, np.ndarray]  # (n,) by name
 
@@ -79,7 +80,9 @@ def evaluate(
     test = open_test(model.config.data.spec, channels=model.channels)
     map_paths = _map_paths(out / "maps" / _category(model), test.names) if save_maps else []
     found = _detect(model, test)
-    pairs = _pairs(test, found.maps, native=settings.native_size)
+    pairs = None
+    if METHODS[model.config.method].pixels:
+        pairs = _pairs(test, found.maps, native=settings.native_size)
 
     everything = range(len(test.names))
     values, intervals = _metrics(test, found, pairs, everything, model)
@@ -115,8 +118,14 @@ def evaluate(
 
 
 def _diagnose(model: predict.Model, data: TrainingSplit) -> dict[str, float]:
-    """Is f a projection? On held-out images under held-out corruptions; no test image."""
+    """Is f a projection? On held-out images under held-out corruptions; no test image.
+
+    Nothing is said of a method without an f.
+    """
     config, seed = model.config, model.config.train.seed
+    reconstruct = METHODS[config.method].reconstruct
+    if reconstruct is None:
+        return {}
     textures = run.open_run_textures(config)
     key = rng.stream(jax.random.key(seed), "diagnostics")
     normal = preprocess.to_float(jnp.asarray(data.images[:NORMAL_IMAGES]))
@@ -125,7 +134,7 @@ def _diagnose(model: predict.Model, data: TrainingSplit) -> dict[str, float]:
         data.held_out, textures.held_out, config, at_most=DIAGNOSED
     )
     return diagnostics.diagnose(
-        unet.bind(config.model, model.params),
+        reconstruct(model.params, config),
         clean,
         examples,
         key,
@@ -158,9 +167,10 @@ def _number(value: float | None) -> str:
 
 
 def _detect(model: predict.Model, test: TestSplit) -> _Found:
-    found = _Found([], [], {kind: np.zeros(len(test.names)) for kind in predict.SCORES})
+    found = _Found([], [], {kind: np.zeros(len(test.names)) for kind in SCORES})
     for i, one in enumerate(predict.detect_all(model, test.images)):
-        found.reconstructions.append(pictures.to_uint8(one.reconstruction))
+        picture = one.reconstruction
+        found.reconstructions.append(None if picture is None else pictures.to_uint8(picture))
         found.maps.append(one.map)
         for kind, value in one.scores.items():
             found.scores[kind][i] = value
@@ -329,5 +339,9 @@ def _report(
             f"The threshold is exceeded by {limits.false_positive_rate:.0%} of {limits.images} "
             "normal images held out of training; no test image had a part in it."
         ),
-        notes=[f"Pixel metrics at {record['evaluated_at']['size']} size."],
+        notes=[
+            f"Pixel metrics at {record['evaluated_at']['size']} size."
+            if METHODS[model.config.method].pixels
+            else f"The method {model.config.method} judges whole images: its maps are constant."
+        ],
     )

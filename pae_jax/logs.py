@@ -7,6 +7,7 @@ W/panels/          the panels as PNG files
 
 import contextlib
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ class RunLog:
     """The logs and the progress bar of a run that starts, or resumes, after `start` steps."""
 
     def __init__(self, workdir: Path, config: Config, *, start: int):
-        self._config = config.train
+        self._config, self._last = config.train, config.steps
         self._panels = workdir / "panels"
         self._path = workdir / "metrics.jsonl"
         self._lines = _open_lines(self._path, start)
@@ -35,7 +36,7 @@ class RunLog:
 
             purge = start + 1 if start else None
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge)
-        self._bar = _progress(config.train.steps, start)
+        self._bar = _progress(config.steps, start)
         self._since, self._waited, self._steps = time.perf_counter(), 0.0, 0
 
     def __enter__(self) -> "RunLog":
@@ -81,7 +82,7 @@ class RunLog:
     def validation(self, step: int, values: Mapping[str, float], panel: np.ndarray) -> None:
         """Metrics on held-out corruptions, and now and then their uint8 (h, w, 3) picture."""
         self._scalars(step, {f"validation/{k}": v for k, v in values.items()})
-        if step % self._config.panel_every == 0 or step == self._config.steps:
+        if step % self._config.panel_every == 0 or step == self._last:
             pictures.save_png(self._panels / f"step_{step:07d}.png", panel)
             if self._board:
                 self._board.add_image("panel", panel, step, dataformats="HWC")
@@ -96,7 +97,8 @@ class RunLog:
             raise CannotWrite(self._path, error) from error
         if self._board:
             for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+                if not math.isnan(value):  # undefined, as what needs corruptions without any
+                    self._board.add_scalar(name, value, step)
 
 
 def _open_lines(path: Path, start: int) -> IO[str]:

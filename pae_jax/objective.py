@@ -11,8 +11,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from pae_jax import projection, rng
-from pae_jax.config import IdempotencyConfig, IdentityConfig, JacobianConfig, ObjectiveConfig
+from pae_jax import anomaly_map, projection, rng
+from pae_jax.config import (
+    IdempotencyConfig,
+    IdentityConfig,
+    JacobianConfig,
+    ObjectiveConfig,
+    SsimConfig,
+)
 from pae_jax.corruption import CorruptedBatch
 
 
@@ -70,6 +76,11 @@ def objective(
     loss = reconstruction_loss(reconstruction, target, mask, weight=config.weight)
     loss_and_penalties = sum((getattr(config, k).weight * v for k, v in terms.items()), start=loss)
     return Objective(loss_and_penalties, reconstruction, {"reconstruction": loss, **terms})
+
+
+def without_penalties(config: ObjectiveConfig) -> ObjectiveConfig:
+    """What compares f(x̂) with x, without noise and without what is asked of f as a function."""
+    return ObjectiveConfig(weight=config.weight, ssim=config.ssim)
 
 
 def reconstruction_loss(
@@ -185,3 +196,16 @@ def _identity(
     del key, step, config
     fx = evaluations("clean")
     return projection.identity(fx, evaluations.points["clean"]) / evaluations.size
+
+
+@_penalty("ssim")
+def _ssim(
+    evaluations: _Evaluations,
+    key: Key[Array, "*keys"],
+    config: SsimConfig,
+    step: int | Int[Array, ""],
+) -> Float[Array, " b"]:
+    """Mean of 1 − SSIM(f(x̂), x), the loss of Bergmann et al. (arXiv 1807.02011, §3.2)."""
+    del key, config, step
+    fx, x = evaluations("corrupted"), evaluations.points["clean"]
+    return jnp.mean(anomaly_map.structural_dissimilarity(fx, x), axis=(1, 2, 3))

@@ -28,6 +28,7 @@ from pae_jax.train import Program, Single, drive, initial_state
 NUMBERS = (
     "objective.weight",
     "objective.noise",
+    "objective.ssim.weight",
     "objective.jacobian.weight",
     "objective.idempotency.weight",
     "objective.identity.weight",
@@ -174,7 +175,8 @@ class Population(Program):
         """The member's first state, on its device."""
         axes, kinds = (sharding.DATA, sharding.MODEL), (AxisType.Auto, AxisType.Auto)
         mesh = jax.make_mesh((1, 1), axes, kinds, devices=[device])
-        return initial_state(run.config, jax.random.key(run.config.train.seed), mesh)
+        key = jax.random.key(run.config.train.seed)
+        return initial_state(run.config, key, mesh, run.data.images)
 
     def _split(self) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(sharding.MEMBER))

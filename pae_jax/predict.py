@@ -14,24 +14,10 @@ from jaxtyping import Array, Float
 
 from data_pipelines.dataset import TrainingSplit, open_images, open_training
 from data_pipelines.errors import BadInput
-from pae_jax import anomaly_map, checkpoint, pictures, preprocess, projection, train_step, unet
-from pae_jax.config import Config, EvalConfig, from_config_dict, override
-
-SCORES = ("sum", "max", "topk")  # §2.2: summation, or alternatives less sensitive to extent
-
-
-class Detection(NamedTuple):
-    """What the model says of a batch of images.
-
-    Attributes:
-      reconstruction: (b, h, w, 3), f(x̂), fⁿ(x̂) or the fixed point, float32 in [0, 1].
-      map: (b, h, w), the smoothed anomaly map Δ(x̂, ·), float32 in [0, 1].
-      scores: image scores by name, each (b,).
-    """
-
-    reconstruction: Any
-    map: Any
-    scores: dict[str, Any]
+from pae_jax import anomaly_map, checkpoint, pictures, preprocess, train_step
+from pae_jax.config import Config, from_config_dict, override
+from pae_jax.detection import SCORES, Detection
+from pae_jax.methods import METHODS
 
 
 class Model(NamedTuple):
@@ -56,21 +42,17 @@ class Thresholds(NamedTuple):
     false_positive_rate: float
 
 
-def localise(
-    f: Callable, x: Float[Array, "b h w 3"], config: EvalConfig
-) -> tuple[Float[Array, "b h w 3"], Float[Array, "b h w"]]:
-    """The reconstruction of x̂ and the smoothed map Δ(x̂, reconstruction) (§2.2)."""
-    reconstruction = projection.project(f, x, config)
-    maps = anomaly_map.MAPS[config.map](x, reconstruction)
-    return reconstruction, anomaly_map.smooth(maps, config.smoothing, config.smoothing_share)
-
-
 def detect(params: Any, images: Array, config: Config) -> Detection:
     """uint8 images (b, h, w, 1 or 3) → `Detection`; pure and jittable."""
-    f = unet.bind(config.model, params)
-    reconstruction, maps = localise(f, preprocess.to_float(images), config.eval)
+    return judge(params, preprocess.to_float(images), config)
+
+
+def judge(params: Any, x: Float[Array, "b h w 3"], config: Config) -> Detection:
+    """The same of images in [0, 1]."""
+    reconstruction, maps = METHODS[config.method].localise(params, x, config)
     scores = {kind: anomaly_map.image_score(maps, kind, config.eval.topk_share) for kind in SCORES}
-    return Detection(reconstruction, maps, scores)
+    # A method of whole images gives one value; every score is this value.
+    return Detection(reconstruction, jnp.broadcast_to(maps, x.shape[:3]), scores)
 
 
 def detect_all(model: Model, images: np.ndarray) -> Iterator[Detection]:

@@ -9,7 +9,7 @@ import base64
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +42,7 @@ class ImageEntry(NamedTuple):
       score: the image score that decides.
       scores: further image scores by name.
       image: uint8.
-      reconstruction: uint8.
+      reconstruction: uint8; None where the method makes none.
       map: the anomaly map in [0, 1].
       mask: the true mask; None where there is none.
     """
@@ -53,7 +53,7 @@ class ImageEntry(NamedTuple):
     score: float
     scores: Mapping[str, float]
     image: UInt8[np.ndarray, "h w 3"]
-    reconstruction: UInt8[np.ndarray, "h w 3"]
+    reconstruction: UInt8[np.ndarray, "h w 3"] | None
     map: Float[np.ndarray, "h w"]
     mask: Bool[np.ndarray, "h w"] | None
 
@@ -120,7 +120,7 @@ def _is_wrong(entry: ImageEntry, threshold: float) -> bool:
 
 def _shrink(entry: ImageEntry) -> ImageEntry:
     """The entry with thumbnails, so that hundreds fit in memory."""
-    mask = entry.mask
+    mask, reconstruction = entry.mask, entry.reconstruction
     if mask is not None:
         # One anomalous pixel marks its thumbnail's pixel: small defects stay visible.
         mask = pictures.shrink_map(mask.astype(np.float32), SIDE) > 0
@@ -128,7 +128,7 @@ def _shrink(entry: ImageEntry) -> ImageEntry:
         label=bool(entry.label),
         score=float(entry.score),
         image=pictures.shrink(entry.image, SIDE),
-        reconstruction=pictures.shrink(entry.reconstruction, SIDE),
+        reconstruction=None if reconstruction is None else pictures.shrink(reconstruction, SIDE),
         map=pictures.shrink_map(entry.map, SIDE),
         mask=mask,
     )
@@ -313,10 +313,10 @@ def _row(entry: ImageEntry, threshold: float, others: Sequence[str], limit: floa
         f'<td data-value="{called} {verdict}">{called}, ',
         f'<span class="{state}">{verdict}</span></td>',
         *map(_score, numbers),
-        _image("input", _jpeg(entry.image)),
-        _image("reconstruction", _jpeg(entry.reconstruction)),
-        _image("heat map", _jpeg(heat)),
-        _image("true mask", _png(entry.mask)) if entry.mask is not None else "<td>none</td>",
+        _image("input", entry.image, _jpeg),
+        _image("reconstruction", entry.reconstruction, _jpeg),
+        _image("heat map", heat, _jpeg),
+        _image("true mask", entry.mask, _png),
         "</tr>",
     ]
     return "".join(cells)
@@ -327,8 +327,10 @@ def _score(value: float) -> str:
     return f'<td{_NUMBER} data-value="{number}">{value:.6g}</td>'
 
 
-def _image(text: str, uri: str) -> str:
-    return f'<td><img alt="{text}" loading="lazy" decoding="async" src="{uri}"></td>'
+def _image(text: str, picture: np.ndarray | None, encode: Callable[[np.ndarray], str]) -> str:
+    if picture is None:
+        return "<td>none</td>"
+    return f'<td><img alt="{text}" loading="lazy" decoding="async" src="{encode(picture)}"></td>'
 
 
 def _jpeg(picture: np.ndarray) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipelines.dataset import TrainingSplit, open_training
 from data_pipelines.textures import Textures, open_textures
-from pae_jax import augmentation, checkpoint, feed, logs, validation
+from pae_jax import augmentation, checkpoint, feed, logs, methods, validation
 from pae_jax.config import Config
 
 FINISHED, STOPPED, DIVERGED = "finished", "stopped", "diverged"
@@ -45,6 +45,7 @@ class Run(contextlib.ExitStack):
         self.result: TrainResult | None = None
         self.scores: dict[str, float] = {}
         augmentation.check_policy(config.data.augmentation, config.data.shape)
+        methods.check(config)
         checkpoint.check_workdir(self.workdir, config)
         self.data, self.textures = open_data(config)
         self.on_device = feed.resident(config, self.data.images, self.textures.train)

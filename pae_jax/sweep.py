@@ -108,7 +108,7 @@ def _finished(folder: Path, member: Member) -> bool:
         return False
     provenance = checkpoint.read_json(path)["provenance"]
     finished = provenance["config_hash"] == member.config.hash
-    return finished and provenance["step"] == member.config.train.steps
+    return finished and provenance["step"] == member.config.steps
 
 
 def _row(folder: Path, member: Member) -> dict[str, Any]:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
 from pae_jax import sharding, train_step
 from pae_jax.config import Config
+from pae_jax.methods import METHODS
 from pae_jax.run import DIVERGED, FINISHED, STOPPED, Run, TrainResult
 
 __all__ = ["DIVERGED", "FINISHED", "STOPPED", "TrainResult", "drive", "train_and_evaluate"]
@@ -84,8 +86,8 @@ def drive(runs: Sequence[Run], program: Program) -> list[TrainResult]:
             pending = None
 
     with _interrupted() as stop, _profiler(config, runs[0].workdir) as profile:
-        for step in range(start, train.steps + 1, stride):
-            stopping, ending = stop(step), step == train.steps
+        for step in range(start, config.steps + 1, stride):
+            stopping, ending = stop(step), step == config.steps
             validating = ending or (step % train.validate_every == 0 and not stopping)
             saving = step > start and (ending or stopping or step % train.checkpoint_every == 0)
             if validating or saving or ending or stopping:
@@ -93,7 +95,9 @@ def drive(runs: Sequence[Run], program: Program) -> list[TrainResult]:
             for i, run in enumerate(runs):
                 if run.result is None and validating:
                     run.validate(step, program.local(state, i).eval_params)
-                if run.result is None and saving:
+                # A run without steps ends where it starts.
+                unsaved = ending and step not in run.checkpoints.steps
+                if run.result is None and (saving or unsaved):
                     run.save(step, program.state(state, i))
                 if run.result is None and (ending or stopping):
                     run.end(FINISHED if ending else STOPPED, step)
@@ -117,7 +121,7 @@ class Single(Program):
     def begin(self, runs: Sequence[Run]) -> tuple[int, train_step.TrainState]:
         (run,) = runs
         mesh = self._mesh
-        state = initial_state(self._config, self._key, mesh)
+        state = initial_state(self._config, self._key, mesh, run.data.images)
         start, state = run.checkpoints.restore(state) or (0, state)
         store, self._batches = run.begin(start)
         self._store = sharding.place(store, sharding.replicated(mesh))
@@ -152,8 +156,13 @@ class Single(Program):
         return train_step.step_flops(self._step.flops, self._config)
 
 
-def initial_state(config: Config, key: jax.Array, mesh: jax.sharding.Mesh) -> Any:
-    """The state before the first step, where the mesh wants it."""
+def initial_state(
+    config: Config, key: jax.Array, mesh: jax.sharding.Mesh, images: np.ndarray | None = None
+) -> Any:
+    """The state before the first step, where the mesh wants it.
+
+    `images`: uint8 (n, h, w, c), those of the training split, to which the method is fitted.
+    """
     # Initialisers are hundreds of small random draws: slow to compile, run once.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
 
@@ -162,7 +171,14 @@ def initial_state(config: Config, key: jax.Array, mesh: jax.sharding.Mesh) -> An
 
     shapes = jax.eval_shape(init, key)
     placed = sharding.state_sharding(mesh, shapes)
-    return jax.jit(init, out_shardings=placed, compiler_options=options)(key)
+    state = jax.jit(init, out_shardings=placed, compiler_options=options)(key)
+    fit = METHODS[config.method].fit
+    if fit is None or images is None:
+        return state
+    params = fit(sharding.local(state.params, mesh), images, config)
+    params = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), params, state.params)
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+    return state.replace(params=params, ema=ema)
 
 
 @contextlib.contextmanager

@@ -10,8 +10,9 @@ import optax
 from flax import struct
 from jax import Array
 
-from pae_jax import augmentation, corruption, hardware, objective, preprocess, rng, unet
+from pae_jax import augmentation, corruption, hardware, preprocess, rng
 from pae_jax.config import Config, OptimizerConfig
+from pae_jax.methods import METHODS
 
 Batch = Mapping[str, Array]  # image (b, h, w, c) and texture (b, t, t, c'), uint8
 Metrics = dict[str, Array]
@@ -22,7 +23,7 @@ class TrainState(struct.PyTreeNode):
 
     Attributes:
       step: int32 scalar, the number of updates done.
-      params: the network's variables.
+      params: of the method; a network's variables.
       opt_state: optax's state.
       ema: the exponential moving average of `params`, or None when `optimizer.ema` is 0.
     """
@@ -58,9 +59,7 @@ def optimizer(config: Config) -> optax.GradientTransformation:
 
 def init_state(config: Config, key: Array) -> TrainState:
     """The state before the first step."""
-    height, width = config.data.train_shape
-    example = jnp.zeros((1, height, width, preprocess.CHANNELS))
-    params = unet.backbone(config.model).init(rng.stream(key, "init"), example)
+    params = METHODS[config.method].init(config, rng.stream(key, "init"))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -123,7 +122,7 @@ def _accumulate(function: Callable[[Any], Any], examples: Any, parts: int) -> An
 def train_step(
     state: TrainState, batch: Batch, key: Array, *, config: Config, axis: str | None = None
 ) -> tuple[TrainState, Metrics]:
-    """Draws the corruptions, takes one step of Adam on eq. 1 and the penalties.
+    """Draws the corruptions, takes one step of Adam on the method's loss: eq. 1 and penalties.
 
     Args:
       state: the state before the step.
@@ -133,9 +132,9 @@ def train_step(
       axis: the mapped axis over which gradients and metrics are averaged, if any.
 
     Returns:
-      The state after the step and scalar metrics: "loss", one entry for each term of the
-      objective, "gradient_norm" and "parameter_norm" (after the step). With `train.accumulate`
-      = k the gradient is taken in k parts of the batch, one after the other, and is the same.
+      The state after the step and scalar metrics: "loss", one entry for each of its terms,
+      "gradient_norm" and "parameter_norm" (after the step). With `train.accumulate` = k the
+      gradient is taken in k parts of the batch, one after the other, and is the same.
     """
     count = batch["image"].shape[0]
     first = jax.lax.axis_index(axis) * count if axis else 0
@@ -144,9 +143,8 @@ def train_step(
     probe_keys = rng.per_example(rng.stream(key, "objective", state.step), count, first=first)
 
     def loss(params: Any, part: tuple[corruption.CorruptedBatch, Array]) -> tuple[Array, Metrics]:
-        f = unet.bind(config.model, params)
-        value = objective.objective(f, *part, config.objective, state.step)
-        return jnp.mean(value.loss), {name: jnp.mean(term) for name, term in value.terms.items()}
+        value, terms = METHODS[config.method].loss(params, *part, config, state.step)
+        return jnp.mean(value), {name: jnp.mean(term) for name, term in terms.items()}
 
     differentiate = jax.value_and_grad(loss, has_aux=True)
     found = _accumulate(

@@ -1,5 +1,6 @@
 """Validation on a fixed set of held-out images under held-out corruptions; never on test data."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,14 +9,15 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from pae_jax import diagnostics, metrics, objective, pictures, rng, unet
+from pae_jax import diagnostics, metrics, objective, pictures, rng
 from pae_jax.config import Config
 from pae_jax.corruption import CorruptedBatch
-from pae_jax.predict import localise
+from pae_jax.detection import VISIBLE, Detection
+from pae_jax.methods import METHODS
+from pae_jax.predict import judge
 from pae_jax.train_step import make_examples
 
 PANEL_ROWS = 6
-VISIBLE = 0.1  # a pixel with M above this counts as anomalous in the synthetic-mask metrics
 
 
 def fixed_examples(
@@ -53,39 +55,40 @@ def make_validate(
 ) -> Callable[[Any], tuple[dict[str, float], np.ndarray]]:
     """A function of the parameters that returns metrics of the examples and a picture panel.
 
-    The metrics: "loss" (eq. 1), "pixel_ap" and "pixel_auroc" of the anomaly map against M > 0.1,
-    and what `diagnostics.errors` measures of f as a projection.
+    The metrics: "loss" (eq. 1, or the method's own), "pixel_ap" and "pixel_auroc" of the anomaly
+    map against M > 0.1, and what `diagnostics.errors` measures of f as a projection.
     """
+    method, key = METHODS[config.method], jax.random.key(config.train.seed)
+    plain = dataclasses.replace(config, objective=objective.without_penalties(config.objective))
 
     @jax.jit
-    def measure(params: Any, batch: CorruptedBatch) -> tuple[dict[str, Array], Array, Array]:
-        f = unet.bind(config.model, params)
-        corrupted, clean, mask = batch
-        reconstruction, maps = localise(f, corrupted, config.eval)
-        loss = objective.reconstruction_loss(
-            f(corrupted), clean, mask, weight=config.objective.weight
-        )
-        return {"loss": loss, **diagnostics.errors(f, batch)}, reconstruction, maps
+    def measure(params: Any, batch: CorruptedBatch) -> tuple[dict[str, Array], Detection]:
+        loss, _ = method.loss(params, batch, key, plain, 0)
+        reconstruct = method.reconstruct
+        f_errors = diagnostics.errors(reconstruct(params, config), batch) if reconstruct else {}
+        return {"loss": loss, **f_errors}, judge(params, batch.corrupted, config)
 
     def validate(params: Any) -> tuple[dict[str, float], np.ndarray]:
         outputs = [jax.device_get(measure(params, batch)) for batch in examples]
-        values = diagnostics.summarise([found for found, _, _ in outputs])
-        maps = np.concatenate([m for _, _, m in outputs])
-        anomalous = np.concatenate([np.asarray(b.mask[..., 0]) for b in examples]) > VISIBLE
-        values["pixel_ap"] = metrics.average_precision(maps, anomalous)
-        values["pixel_auroc"] = metrics.auroc(maps, anomalous)
-        return values, _panel(examples[0], outputs[0][1], outputs[0][2])
+        values = diagnostics.summarise([found for found, _ in outputs])
+        if method.pixels:
+            maps = np.concatenate([found.map for _, found in outputs])
+            anomalous = np.concatenate([np.asarray(b.mask[..., 0]) for b in examples]) > VISIBLE
+            values["pixel_ap"] = metrics.average_precision(maps, anomalous)
+            values["pixel_auroc"] = metrics.auroc(maps, anomalous)
+        return values, _panel(examples[0], outputs[0][1])
 
     return validate
 
 
-def _panel(batch: CorruptedBatch, reconstruction: np.ndarray, maps: np.ndarray) -> np.ndarray:
-    """Rows of clean, corrupted, mask, reconstruction and map; one colour scale for the maps."""
-    limit = float(maps.max())
+def _panel(batch: CorruptedBatch, found: Detection) -> np.ndarray:
+    """Rows of clean, corrupted, mask, reconstruction if there is one, and map; one colour scale
+    for the maps."""
+    limit = float(found.map.max())
     rows = []
-    for i in range(min(PANEL_ROWS, len(maps))):
-        mask = np.repeat(np.asarray(batch.mask[i]), 3, axis=-1)
-        images = (batch.clean[i], batch.corrupted[i], mask, reconstruction[i])
+    for i in range(min(PANEL_ROWS, len(found.map))):
+        images = [batch.clean[i], batch.corrupted[i], np.repeat(batch.mask[i], 3, axis=-1)]
+        images += [] if found.reconstruction is None else [found.reconstruction[i]]
         row = [pictures.to_uint8(np.asarray(image)) for image in images]
-        rows.append([*row, pictures.heat_map(maps[i], limit)])
+        rows.append([*row, pictures.heat_map(found.map[i], limit)])
     return pictures.grid(rows)

@@ -139,7 +139,7 @@ def test_ssim_of_the_camera_image():
     noisy = np.clip(camera + 20 * noise, 0, 255).astype(np.uint8)
     x, y = (jnp.asarray(v[None, ..., None], jnp.float32) / 255 for v in (camera, noisy))
     # The peers' number comes from the valid window only, and counts negative values.
-    similarity = 1 - np.asarray(anomaly_map._structural_dissimilarity(x, y), np.float64)
+    similarity = 1 - np.asarray(anomaly_map.structural_dissimilarity(x, y), np.float64)
     assert similarity[0, 5:-5, 5:-5].mean() == pytest.approx(0.35796, abs=5e-6)
 
 

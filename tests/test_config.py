@@ -11,8 +11,13 @@ from pae_jax import config
 FILES = sorted(p for p in runs.CONFIGS.glob("*.py") if "def get_config" in p.read_text())
 DEFAULT = str(runs.CONFIGS / "default.py")
 # Files that take an argument, or need a key that has no default.
-ARGUMENTS = {"mvtec": ("screw", "carpet"), "visa": ("candle",), "smoke": ("", "weave")}
-NEEDED = {"folder": ["--config.data.root=here"], "mvtec": [], "visa": []}
+ARGUMENTS = {
+    "baselines": ("draem", "pca,elpv"),
+    "mvtec": ("screw", "carpet"),
+    "visa": ("candle",),
+    "smoke": ("", "weave"),
+}
+NEEDED = {name: ["--config.data.root=here"] for name in ("folder", "baselines")}
 
 
 def flat(values, prefix=""):
@@ -41,7 +46,7 @@ def test_every_file_loads(path):
         assert config.from_config_dict(json.loads(json.dumps(loaded.to_dict()))) == loaded
 
 
-STRICT = [path for path in FILES if path.stem in ("default", "mvtec", "visa")]
+STRICT = [path for path in FILES if path.stem in ("default", "baselines", "mvtec", "visa")]
 
 
 @pytest.mark.parametrize("path", STRICT, ids=lambda p: p.stem)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import mvtec, visa
+from configs import baselines, mvtec, visa
 from data_pipelines.errors import BadInput
 from pae_jax import config as configuration
 from pae_jax import population
@@ -15,6 +15,7 @@ from pae_jax.augmentation import check_policy
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CATEGORIES = {"mvtec": mvtec.TEXTURES | mvtec.OBJECTS, "visa": visa.OBJECTS}
+BASELINES = [name + recipe for name in baselines.CHANGES for recipe in ("", ",elpv")]
 
 
 def load(name: str, *overrides: str) -> configuration.Config:
@@ -23,17 +24,18 @@ def load(name: str, *overrides: str) -> configuration.Config:
 
 
 def names() -> list[str]:
-    """Every file with a get_config, and of the benchmarks every category."""
+    """Every file with a get_config, with every argument if it needs one."""
+    arguments = {**CATEGORIES, "baselines": BASELINES}
     found = []
     for path in sorted(CONFIGS.glob("*.py")):
         if "def get_config(" in path.read_text():
-            found += [f"{path.stem}:{c}" for c in CATEGORIES.get(path.stem, [""])]
+            found += [f"{path.stem}:{c}" for c in arguments.get(path.stem, [""])]
     return found
 
 
 @pytest.mark.parametrize("name", names())
 def test_a_configuration_is_valid(name):
-    overrides = ["--config.data.root=somewhere"] if name == "folder:" else []
+    overrides = ["--config.data.root=here"] if name.startswith(("folder", "baselines")) else []
     config = load(name, *overrides)
     check_policy(config.data.augmentation, config.data.shape)
     stride = config.model.stem * 2 ** len(config.model.widths)
@@ -108,3 +110,32 @@ def test_all_categories_are_runs_of_their_own():
     assert list(configuration.load_members(f"{CONFIGS}/mvtec.py:screw")) == [""]
     with pytest.raises(BadInput, match="takes no argument, not 'all'"):
         configuration.load_members(f"{CONFIGS}/default.py:all")
+
+
+def test_baselines_change_the_recipe_and_keep_its_budget():
+    for recipe, side in (("folder", 256), ("elpv", 64)):
+        words = ["--config.data.root=here"]
+        base = load(f"{recipe}:", *words)
+        members = configuration.load_members(f"{CONFIGS}/baselines.py:all,{recipe}", words)
+        assert [name.partition(",")[0] for name in members] == list(baselines.CHANGES)
+        for config in members.values():
+            assert (config.data, config.train, config.optimizer) == (
+                base.data,
+                base.train,
+                base.optimizer,
+            )
+        assert base.data.size == side
+        # Autoencoder: what passes its bottleneck, and that there is no way around it.
+        model = members[f"ae_ssim,{recipe}"].model
+        assert (side // model.stem // 2 ** len(model.widths)) ** 2 * model.widths[-1] == 128
+        assert (model.skip, model.bottleneck_layers) == ("none", 0)
+        # One program each.
+        chunks = population.chunks(list(members.values()))
+        assert chunks == [[i] for i in range(len(members))]
+
+
+@pytest.mark.parametrize("name", ["baselines:", "baselines:padim", "baselines:draem,visa"])
+def test_an_unknown_baseline_is_one_line_with_the_known_ones(name):
+    with pytest.raises(BadInput, match=r"no (baseline|recipe) '\w*'; \w+, \w+") as error:
+        load(name)
+    assert "\n" not in str(error.value)

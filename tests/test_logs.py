@@ -63,9 +63,11 @@ def test_tensorboard_has_the_same_scalars(tmp_path, monkeypatch):
     options = settings(log_every=1, tensorboard=True, steps=2)
     with logs.RunLog(tmp_path, options, start=0) as log:
         log.step(1, {"loss": 0.5}, waited=0.0)
-        log.validation(2, {"bias": 0.25}, np.zeros((4, 4, 3), np.uint8))
+        values = {"bias": 0.25, "undefined": float("nan")}
+        log.validation(2, values, np.zeros((4, 4, 3), np.uint8))
     written = {(name, step): value for name, value, step in added}
     lines = {(k, line["step"]): v for line in records(tmp_path) for k, v in line.items()}
+    assert lines.pop(("validation/undefined", 2)) is None
     assert written == {key: value for key, value in lines.items() if key[0] != "step"}
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"validation/bias" in events.read_bytes()

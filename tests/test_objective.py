@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from skimage.metrics import structural_similarity
 
 from pae_jax import rng
 from pae_jax.config import (
@@ -13,9 +14,10 @@ from pae_jax.config import (
     IdentityConfig,
     JacobianConfig,
     ObjectiveConfig,
+    SsimConfig,
 )
 from pae_jax.corruption import CorruptedBatch
-from pae_jax.objective import objective, reconstruction_loss
+from pae_jax.objective import objective, reconstruction_loss, without_penalties
 
 KEY = jax.random.key(0)
 SHAPE = (3, 4, 5, 2)
@@ -232,3 +234,35 @@ def test_with_keys_per_image_a_part_of_a_batch_gives_its_part_of_the_result():
     whole = objective(Counted(), batch, keys, config, 0).loss
     part = objective(Counted(), CorruptedBatch(*(a[1:] for a in batch)), keys[1:], config, 0).loss
     np.testing.assert_allclose(part, whole[1:], rtol=1e-5)
+
+
+def test_the_ssim_term_against_scikit_image():
+    """1 − SSIM(f(x̂), x), mean over pixels and channels; λ = 1 and M = 0 leave nothing else."""
+    corrupted, clean, _ = _batch((2, 14, 17, 3))
+    batch = CorruptedBatch(corrupted, clean, jnp.zeros((2, 14, 17, 1)))
+    config = ObjectiveConfig(weight=1.0, ssim=SsimConfig(weight=1.0))
+
+    def loss(scale):
+        return objective(lambda x: scale * x, batch, KEY, config, 0).loss
+
+    found = jax.jit(loss)(0.5)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    expected = [
+        1 - structural_similarity(f, x, data_range=1.0, channel_axis=-1, full=True, **options)[1]
+        for f, x in zip(np.float64(0.5 * corrupted), np.float64(clean), strict=True)
+    ]
+    np.testing.assert_allclose(found, np.mean(expected, axis=(1, 2, 3)), rtol=1e-4)
+    step = 1e-2
+    slope = (loss(0.5 + step) - loss(0.5 - step)) / (2 * step)
+    np.testing.assert_allclose(jax.jacfwd(loss)(0.5), slope, rtol=0.02)
+    # At its minimum: 0, with a finite slope of 0.
+    same = CorruptedBatch(clean, clean, batch.mask)
+    value, slope = jax.value_and_grad(
+        lambda scale: objective(lambda x: scale * x, same, KEY, config, 0).loss.sum()
+    )(1.0)
+    assert (value, slope) == (0, 0)
+
+
+def test_what_compares_with_the_target_is_kept_without_penalties():
+    config = dataclasses.replace(ALL, weight=0.3, noise=0.1, ssim=SsimConfig(weight=2.0))
+    assert without_penalties(config) == ObjectiveConfig(weight=0.3, ssim=SsimConfig(weight=2.0))

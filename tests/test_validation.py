@@ -8,7 +8,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 import runs
 from data_pipelines.dataset import open_training
 from data_pipelines.textures import open_textures
-from pae_jax import predict, unet, validation
+from pae_jax import detection, predict, unet, validation
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 
@@ -64,7 +64,7 @@ def test_metrics_against_numpy(trained):
     loss += ((1 - mask) ** 2 * error).sum((1, 2, 3)) / (6 * np.where(outside, outside, 1))
     np.testing.assert_allclose(values["loss"], loss.mean(), rtol=1e-4)
 
-    localise = jax.jit(functools.partial(predict.localise, f, config=config.eval))
+    localise = jax.jit(functools.partial(detection.localise, f, config=config.eval))
     _, maps = localise(corrupted)
     anomalous = mask[..., 0] > 0.1
     scores = np.ravel(maps)
