@@ -106,7 +106,9 @@ def open_split(workdir: Path, config: Config) -> TrainingSplit:
       BadInput: the training images are gone, or are others than the run's.
     """
     data = config.data
-    split = open_training(data.spec, holdout=data.holdout, seed=config.train.seed)
+    split = open_training(
+        data.spec, holdout=data.holdout, seed=config.train.seed, images=data.images
+    )
     if split.fingerprint != checkpoint.read_data_record(workdir)["fingerprint"]:
         raise BadInput(f"{data.root or data.source}: other training images than the run's")
     return split
