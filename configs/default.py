@@ -30,6 +30,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     data.texture_size = 256  # they are stored at this side, and cropped from it
     data.holdout = 0.05  # share of the training images kept for validation (§4)
     data.groups = "auto"  # what is held out together: auto | none | number:GAP | blocks:N
+    data.images = 0  # train on at most so many of the others, drawn by train.seed; 0: on all
     data.augmentation = "none"  # policies joined by "+", for example flips+rotation
     data.cache = ""  # decoded images; "": $PAE_CACHE or ~/.cache/pae_jax
     data.resident = "auto"  # images on the device, drawn by index: yes | no | auto by their size

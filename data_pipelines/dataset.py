@@ -55,12 +55,12 @@ class TrainingSplit(NamedTuple):
     """Normal images; has no way to the test split.
 
     Attributes:
-      images: uint8 (n, h, w, c), memory-mapped.
+      images: uint8 (n, h, w, c), memory-mapped; in memory where only a part was asked for.
       names: n names.
       held_out: uint8 (m, h, w, c), for validation and thresholds; memory-mapped.
       held_out_names: m names.
-      channels: c: 1 when every training image is grey, else 3.
-      fingerprint: 32 hex digits over the names and encoded bytes of all n + m images.
+      channels: c: 1 when every training image of the source is grey, else 3.
+      fingerprint: 32 hex digits over the names and encoded bytes of all images of the source.
     """
 
     images: np.ndarray
@@ -104,13 +104,17 @@ class _File(NamedTuple):
     shape: tuple[int, int]
 
 
-def open_training(spec: DatasetSpec, *, holdout: float, seed: int) -> TrainingSplit:
+def open_training(
+    spec: DatasetSpec, *, holdout: float, seed: int, images: int = 0
+) -> TrainingSplit:
     """Opens the training images, decoded and resized once and cached.
 
     Args:
       spec: the dataset.
       holdout: share of the images held out for validation, by whole groups; at least one group.
-      seed: draws the groups.
+      seed: draws the groups, and the images where not all are taken.
+      images: takes at most so many of those not held out; 0: all. A smaller number takes a part
+        of what a larger one takes. All else stays as it is, whatever the number.
 
     Raises:
       BadInput: one line naming the file, folder or key at fault.
@@ -130,14 +134,21 @@ def open_training(spec: DatasetSpec, *, holdout: float, seed: int) -> TrainingSp
     # The held-out images stand last in the array, so that both parts are slices of one map.
     order = sorted(range(len(items)), key=lambda i: items[i].name in chosen)
     names = [items[i].name for i in order]
-    images = _images(spec, names, [files[i] for i in order], channels=None)
+    pixels = _images(spec, names, [files[i] for i in order], channels=None)
     n = len(items) - len(chosen)
+    kept = range(n)
+    training = pixels[:n]
+    if 0 < images < n:
+        # The cache holds all of them in any case, so that it serves every number.
+        kept = sorted(sorted(kept, key=lambda i: _draw(names[i], seed))[:images])
+        training = pixels[kept]
+        training.flags.writeable = False
     return TrainingSplit(
-        images=images[:n],
-        names=names[:n],
-        held_out=images[n:],
+        images=training,
+        names=[names[i] for i in kept],
+        held_out=pixels[n:],
         held_out_names=names[n:],
-        channels=images.shape[-1],
+        channels=pixels.shape[-1],
         fingerprint=fingerprint,
     )
 
@@ -203,6 +214,11 @@ def _source(spec: DatasetSpec) -> ModuleType:
     if spec.source not in SOURCES:
         raise BadInput(f"data.source: one of {', '.join(SOURCES)}, not {spec.source!r}")
     return importlib.import_module(SOURCES[spec.source])
+
+
+def _draw(name: str, seed: int) -> bytes:
+    """What names are sorted by to draw some: no matter which others there are, on any machine."""
+    return hashlib.sha256(f"{seed}/images/{name}".encode()).digest()
 
 
 def _look_at(encoded: Sequence[tuple[Callable[[], bytes], str]]) -> list[_File]:

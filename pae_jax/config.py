@@ -49,6 +49,7 @@ class DataConfig:
     texture_size: int = _field(256, at_least=8)
     holdout: float = _field(0.05, above=0.0, at_most=0.5)
     groups: str = "auto"
+    images: int = _field(0, at_least=0)
     augmentation: str = "none"
     cache: str = ""
     resident: str = _field("auto", choices=("auto", "yes", "no"))

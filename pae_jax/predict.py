@@ -1,7 +1,6 @@
 """From images to anomaly maps, scores and decisions (§2.2), and `pae predict`."""
 
 import csv
-import functools
 import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -58,15 +57,17 @@ def judge(params: Any, x: Float[Array, "b h w 3"], config: Config) -> Detection:
 def detect_all(model: Model, images: np.ndarray) -> Iterator[Detection]:
     """`detect` over uint8 images (n, h, w, c); yields one `Detection` of numpy arrays an image.
 
-    The last batch is filled up, so that the program compiles once.
+    The last batch is filled up, so that one program does for all.
     """
-    run = jax.jit(functools.partial(detect, config=model.config))
     size = min(model.config.eval.batch_size, len(images))
     for start in range(0, len(images), size):
         rows = np.minimum(np.arange(start, start + size), len(images) - 1)
-        batch = jax.device_get(run(model.params, jnp.asarray(images[rows])))
+        batch = jax.device_get(_detect(model.params, images[rows], config=model.config))
         for i in range(min(size, len(images) - start)):
             yield jax.tree.map(lambda leaf, i=i: leaf[i], batch)
+
+
+_detect = jax.jit(detect, static_argnames="config")  # one, so that it compiles once a config
 
 
 def load(workdir: Path, overrides: Sequence[str] = ()) -> Model:
@@ -85,15 +86,21 @@ def load(workdir: Path, overrides: Sequence[str] = ()) -> Model:
     return Model(config, state.eval_params, step, channels)
 
 
-def restore(workdir: Path, config: Config) -> tuple[int, train_step.TrainState]:
-    """The newest readable checkpoint on the first device, as (updates done, state)."""
+def restore(
+    workdir: Path, config: Config, *, until: int | None = None
+) -> tuple[int, train_step.TrainState]:
+    """The newest readable checkpoint, of no step after `until`, on the first device.
+
+    Returns:
+      (updates done, state).
+    """
     template = jax.eval_shape(lambda: train_step.init_state(config, jax.random.key(0)))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), template
     )
     with checkpoint.Checkpoints(workdir) as checkpoints:
-        restored = checkpoints.restore(abstract)
+        restored = checkpoints.restore(abstract, until=until)
     if restored is None:
         raise BadInput(f"{workdir}: holds no checkpoint yet")
     return restored
@@ -106,7 +113,9 @@ def open_split(workdir: Path, config: Config) -> TrainingSplit:
       BadInput: the training images are gone, or are others than the run's.
     """
     data = config.data
-    split = open_training(data.spec, holdout=data.holdout, seed=config.train.seed)
+    split = open_training(
+        data.spec, holdout=data.holdout, seed=config.train.seed, images=data.images
+    )
     if split.fingerprint != checkpoint.read_data_record(workdir)["fingerprint"]:
         raise BadInput(f"{data.root or data.source}: other training images than the run's")
     return split

@@ -113,7 +113,9 @@ class Run(contextlib.ExitStack):
 def open_data(config: Config) -> tuple[TrainingSplit, Textures]:
     """The training images with those held out, and the textures likewise."""
     data = config.data
-    split = open_training(data.spec, holdout=data.holdout, seed=config.train.seed)
+    split = open_training(
+        data.spec, holdout=data.holdout, seed=config.train.seed, images=data.images
+    )
     return split, open_run_textures(config)
 
 

@@ -1,7 +1,6 @@
 """Validation on a fixed set of held-out images under held-out corruptions; never on test data."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +17,8 @@ from pae_jax.predict import judge
 from pae_jax.train_step import make_examples
 
 PANEL_ROWS = 6
+
+Measure = Callable[[Any, Sequence[CorruptedBatch]], tuple[dict[str, float], Detection]]
 
 
 def fixed_examples(
@@ -40,45 +41,61 @@ def fixed_examples(
     batch_count = -(-count // size)
     draw_key, shape = rng.stream(key, "held-out textures"), (batch_count * size,)
     chosen = np.asarray(jax.random.randint(draw_key, shape, 0, len(textures)))
-    make = jax.jit(functools.partial(make_examples, config=config))
     validation_key = rng.stream(key, "validation")
     batches = []
     for number in range(min(batch_count, -(-(at_most or count) // size))):
         rows = np.arange(number * size, (number + 1) * size)
         batch = {"image": images[rows % len(images)], "texture": textures[chosen[rows]]}
-        batches.append(make(batch, validation_key, number))
+        batches.append(_make_examples(batch, validation_key, number, config=config))
     return batches
+
+
+_make_examples = jax.jit(make_examples, static_argnames="config")
 
 
 def make_validate(
     config: Config, examples: Sequence[CorruptedBatch]
 ) -> Callable[[Any], tuple[dict[str, float], np.ndarray]]:
-    """A function of the parameters that returns metrics of the examples and a picture panel.
+    """A function of the parameters: `make_measure`'s of the examples, and a picture panel."""
+    measure = make_measure(config)
 
-    The metrics: "loss" (eq. 1, or the method's own), "pixel_ap" and "pixel_auroc" of the anomaly
-    map against M > 0.1, and what `diagnostics.errors` measures of f as a projection.
+    def validate(params: Any) -> tuple[dict[str, float], np.ndarray]:
+        values, found = measure(params, examples)
+        return values, _panel(examples[0], found)
+
+    return validate
+
+
+def make_measure(config: Config) -> Measure:
+    """A function of parameters and examples, compiled once for batches of one shape.
+
+    It returns what is found in the first batch, and metrics of all: "loss" (eq. 1, or the method's
+    own), "pixel_ap" and "pixel_auroc" of the anomaly map against M > 0.1, and what
+    `diagnostics.errors` measures of f as a projection.
     """
     method, key = METHODS[config.method], jax.random.key(config.train.seed)
     plain = dataclasses.replace(config, objective=objective.without_penalties(config.objective))
 
     @jax.jit
-    def measure(params: Any, batch: CorruptedBatch) -> tuple[dict[str, Array], Detection]:
+    def one(params: Any, batch: CorruptedBatch) -> tuple[dict[str, Array], Detection]:
         loss, _ = method.loss(params, batch, key, plain, 0)
         reconstruct = method.reconstruct
         f_errors = diagnostics.errors(reconstruct(params, config), batch) if reconstruct else {}
         return {"loss": loss, **f_errors}, judge(params, batch.corrupted, config)
 
-    def validate(params: Any) -> tuple[dict[str, float], np.ndarray]:
-        outputs = [jax.device_get(measure(params, batch)) for batch in examples]
+    def measure(
+        params: Any, examples: Sequence[CorruptedBatch]
+    ) -> tuple[dict[str, float], Detection]:
+        outputs = [jax.device_get(one(params, batch)) for batch in examples]
         values = diagnostics.summarise([found for found, _ in outputs])
         if method.pixels:
             maps = np.concatenate([found.map for _, found in outputs])
             anomalous = np.concatenate([np.asarray(b.mask[..., 0]) for b in examples]) > VISIBLE
             values["pixel_ap"] = metrics.average_precision(maps, anomalous)
             values["pixel_auroc"] = metrics.auroc(maps, anomalous)
-        return values, _panel(examples[0], outputs[0][1])
+        return values, outputs[0][1]
 
-    return validate
+    return measure
 
 
 def _panel(batch: CorruptedBatch, found: Detection) -> np.ndarray:

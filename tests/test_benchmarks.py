@@ -1,6 +1,8 @@
 """The benchmarks' smallest runs, and the equality of what benchmarks/step.py compares."""
 
+import dataclasses
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 import runs
-from pae_jax import unet
+from pae_jax import checkpoint, evaluate, predict, unet
 from pae_jax.config import ModelConfig
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -80,6 +82,119 @@ def test_predict_measures_with_and_without_files(compilation_cache):
     assert process.returncode == 0, process.stderr
     assert re.findall(r"^\| (\d+) \|", without, re.MULTILINE) == ["1", "2"]
     assert re.search(r"^\| 1 \|", files, re.MULTILINE)
+
+
+# A run of the experiment small enough: 16 × 16 pixels, four steps.
+OVERFITTING = (
+    f"--config={runs.CONFIGS / 'smoke.py'}",
+    *(
+        f"--config.{key}={value}"
+        for key, value in runs.SETTINGS.items()
+        if key.startswith(("model.", "sharding.", "data.size", "data.texture_size"))
+    ),
+    "--config.data.augmentation=none",  # little to compile
+    "--config.corruption.mask=boxes",
+    "--config.train.validation_examples=8",
+    "--config.train.tensorboard=False",
+    "--images=5",
+    "--steps=4",
+)
+
+
+@pytest.fixture
+def overfitting(monkeypatch, tmp_path):
+    """The experiment in this process, on tmp_path: words → exit code."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    module = importlib.import_module("overfitting")
+    monkeypatch.setattr(module.compilation, "start", lambda: None)
+    monkeypatch.setattr(module.checkpoint, "leave_out_echoes", lambda: None)
+
+    def call(*words: str) -> int:
+        command = ["overfitting.py", *OVERFITTING, f"--workdir={tmp_path}", *words]
+        monkeypatch.setattr("sys.argv", command)
+        return module.main()
+
+    return call
+
+
+def test_overfitting_end_to_end(overfitting, tmp_path, capsys, compilation_cache):
+    assert overfitting("--points", "2", "4") == 0
+    printed = capsys.readouterr().out
+    record = json.loads((tmp_path / "overfitting.json").read_text())
+    assert [(row["method"], row["step"]) for row in record["rows"]] == [
+        (method, step) for method in ("projection", "segmentation") for step in (2, 4)
+    ]
+    for row in record["rows"]:
+        for name in ("training", "held_out", "unseen", "real"):
+            assert 0 < row[f"pixel_ap_{name}"] <= 1
+        assert all(0 <= row[f"image_auroc_{kind}_real"] <= 1 for kind in ("sum", "max", "topk"))
+        assert (row["bias_held_out"] is not None) == (row["method"] == "projection")
+    assert record["counts"]["training_images"] == 5
+
+    # The last point is the run's end: what validation and `pae evaluate` say of it.
+    for method, row in zip(("projection", "segmentation"), record["rows"][1::2], strict=True):
+        workdir = tmp_path / method
+        *_, last = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+        for name in ("loss", "pixel_ap"):
+            assert row[f"{name}_held_out"] == pytest.approx(last[f"validation/{name}"], rel=1e-4)
+        without = ("--config.eval.bootstrap=0", "--config.eval.diagnostics=False")
+        found = evaluate.evaluate(workdir, overrides=without).metrics
+        for name in ("image_auroc_sum", "image_auroc_max", "image_auroc_topk", "pixel_ap"):
+            assert row[f"{name}_real"] == pytest.approx(found[name], abs=1e-3)
+        # What was trained on is what is opened again.
+        assert len(predict.open_split(workdir, checkpoint.read_config(workdir)).images) == 5
+    first, second = (checkpoint.read_config(tmp_path / m) for m in ("projection", "segmentation"))
+    assert dataclasses.replace(first, method="segmentation") == second
+    assert second.optimizer.schedule == "constant"  # smoke.py says cosine
+
+    text = (tmp_path / "overfitting.md").read_text()
+    for written in (text, (tmp_path / "overfitting.json").read_text()):
+        assert str(tmp_path) not in written
+        assert str(BENCHMARKS.parent) not in written
+    assert text in printed
+    assert text.count("\n| 2 |") == text.count("\n| 4 |") == 2
+    assert (tmp_path / "overfitting.png").read_bytes().startswith(b"\x89PNG")
+
+    # Again, with other points of the same runs: nothing is trained anew.
+    trained = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/checkpoints/*/*")}
+    assert overfitting("--points", "2") == 0
+    rows = json.loads((tmp_path / "overfitting.json").read_text())["rows"]
+    assert rows == record["rows"][::2]
+    found = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/checkpoints/*/*")}
+    assert len(trained) >= 4
+    assert found == trained
+    # Other settings have no business there.
+    assert overfitting("--points", "2", "4", "--images=6") == 2
+    assert "data.images is 5 there and 6 now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--points", "2", "3"), "--points: multiples of the first one, not 2 3"),
+        (("--points", "2", "8"), "--points: ascending, from 1 to --steps=4, not 2 8"),
+        ((), "--points: name them"),
+        (("--points", "2", "--config.train.keep=1"), "train.keep: set by the experiment"),
+        (("--points", "2", "--config.corruption.kind=cutpaste"), "corruption.kind: cutpaste"),
+        (("--points", "2", "--images=-1"), "data.images: at least 0"),
+    ],
+    ids=str,
+)
+def test_overfitting_refuses_before_any_work(overfitting, tmp_path, capsys, words, line):
+    assert overfitting(*words) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"overfitting.py: {line}")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_overfitting_tells_no_folder(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    shorten = importlib.import_module("overfitting").without_folders
+    assert shorten("--config.data.root=/home/me/tile") == "--config.data.root=tile"
+    assert shorten("/home/me/tile/") == "tile/"
+    assert shorten("tfds:~/data/dtd") == "tfds:dtd"
+    same = ["builtin", "", "--config=configs/mvtec.py:screw", "--config.data.root=here/tile"]
+    assert [shorten(text) for text in same] == same
 
 
 @WITH_TORCH

@@ -103,6 +103,7 @@ def test_overrides():
         ("--config.model.rates=(0,)", r"model\.rates: at least one positive"),
         ("--config.model.kernel=4", r"model\.kernel: an odd size, not 4"),
         ("--config.data.size=0", r"data\.size: at least 1, not 0"),
+        ("--config.data.images=-1", r"data\.images: at least 0, not -1"),
         ("--config.data.holdout=0", r"data\.holdout: above 0\.0, not 0\.0"),
         ("--config.data.holdout=0.6", r"data\.holdout: at most 0\.5, not 0\.6"),
         ("--config.train.seed=-1", r"train\.seed: at least 0, not -1"),

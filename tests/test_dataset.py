@@ -43,8 +43,8 @@ def spec(tmp_path):
     return DatasetSpec("folder", str(root), "", (20, 24), "auto", str(tmp_path / "cache"))
 
 
-def training(spec, *, holdout=0.2, seed=0):
-    return open_training(spec, holdout=holdout, seed=seed)
+def training(spec, *, holdout=0.2, seed=0, images=0):
+    return open_training(spec, holdout=holdout, seed=seed, images=images)
 
 
 def message(function, *arguments, **options):
@@ -80,6 +80,47 @@ def test_seed_moves_the_images_that_are_held_out_and_nothing_else(spec):
     assert len({s.fingerprint for s in splits}) == 1
     for s in splits:
         assert sorted(s.names + s.held_out_names) == [f"good/{i:03d}.png" for i in range(10)]
+
+
+def test_a_part_of_the_images_changes_nothing_else(spec):
+    whole = training(spec)
+    parts = {n: training(spec, images=n) for n in (1, 3, 8, 9)}
+    for n, part in parts.items():
+        assert part.images.shape == (min(n, 8), 20, 24, 1)
+        assert part.names == [name for name in whole.names if name in part.names]
+        assert not part.images.flags.writeable
+        for image, name in zip(part.images, part.names, strict=True):
+            np.testing.assert_array_equal(image[..., 0], pixels(spec, "train", name))
+        np.testing.assert_array_equal(part.held_out, whole.held_out)
+        same = ("held_out_names", "channels", "fingerprint")
+        assert [getattr(part, key) for key in same] == [getattr(whole, key) for key in same]
+    assert {*parts[1].names} < {*parts[3].names}
+
+
+def test_the_seed_draws_the_part(spec):
+    draws = [training(spec, holdout=0.1, seed=seed, images=3) for seed in range(5)]
+    # One is held out: a draw without the seed would reach four names, whatever the seeds.
+    assert len({name for split in draws for name in split.names}) > 4
+
+
+def test_a_part_is_decoded_no_second_time(spec, monkeypatch):
+    training(spec)
+    monkeypatch.setattr(decode, "decode_image", None)
+    assert len(training(spec, images=3).images) == 3
+
+
+def test_the_draw_of_a_part_is_pinned(spec):
+    # The same on every machine and for good: a resumed run must find its images again.
+    assert training(spec, images=3).names == [f"good/{i:03d}.png" for i in (1, 6, 9)]
+
+
+def test_a_part_that_is_grey_keeps_the_channels_of_all(spec):
+    colour = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    dropped = next(n for n in training(spec).names if n not in training(spec, images=3).names)
+    write(spec_path(spec, f"train/{dropped}"), colour)
+    part = training(spec, images=3)
+    assert dropped not in part.names
+    assert part.channels == part.images.shape[-1] == part.held_out.shape[-1] == 3
 
 
 def test_one_coloured_image_makes_three_channels(spec):
