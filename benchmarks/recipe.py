@@ -7,7 +7,7 @@ Trains every member of the config's `sweep` (as `pae sweep` does, without its te
 shows what it does to normal images held out of training, under corruptions that it may not have
 been trained on: each of KINDS, with held-out textures, or with those of --unseen. Beside the
 on-manifold bias, each kind has the average precision of the smoothed map against the synthetic
-mask (M > 0.1), "mean" is their mean; "image sum", "max" and "topk" are the areas under the ROC
+mask (M > 0.1, and the pixel changed), "mean" is their mean; "image sum", "max" and "topk" are the areas under the ROC
 curve that tell corrupted from clean held-out images by these scores, averaged over the kinds. No
 test image is opened. Finished members are not trained again.
 """
@@ -44,6 +44,7 @@ from pae_jax.config import Config, CorruptionConfig, EvalConfig, load_sweep
 from pae_jax.detection import SCORES, VISIBLE
 
 PART = 8  # images at a time
+CHANGED = 5 / 255  # a pixel that differs less from the clean image is not asked for
 COPIES = 4  # of each held-out image, each under a corruption of its own
 KINDS = {  # what a defect may look like; all of one opacity range, so that none is trivial
     "ellipses": {},
@@ -51,6 +52,7 @@ KINDS = {  # what a defect may look like; all of one opacity range, so that none
     "small": {"max_axis": 0.03, "max_blobs": 2},
     "perlin": {"mask": "perlin"},
     "cutpaste": {"kind": "cutpaste"},
+    "structural": {"kind": "structural"},
 }
 
 
@@ -96,7 +98,8 @@ def judge(
         batch = corrupt(key, jnp.asarray(images), jnp.asarray(patterns))
         corrupted = np.asarray(batch.corrupted)
         pairs[kind] = corrupted, in_parts(f, corrupted)
-        masks[kind] = np.asarray(batch.mask[..., 0]) > VISIBLE
+        changed = np.abs(corrupted - images).max(-1) > CHANGED
+        masks[kind] = (np.asarray(batch.mask[..., 0]) > VISIBLE) & changed
     bias = float(np.sqrt(np.mean((pairs[""][1] - clean) ** 2)))
     for one in settings:
 

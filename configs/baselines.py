@@ -30,6 +30,7 @@ def ae_ssim(config: ConfigDict) -> None:
     poolings = (config.data.size // config.model.stem // 2).bit_length() - 1
     config.model.widths = (*(16, 24, 32, 48, 64)[1 - poolings :], 32)
     config.model.skip = "none"
+    config.model.output = "sigmoid"  # nothing of the image goes around the bottleneck
     config.model.bottleneck_layers = 0
     config.model.rates = (1,)
     config.corruption.clean = 1.0
@@ -42,6 +43,7 @@ def riad(config: ConfigDict) -> None:
     """One set of cells a step, for a third of its cost; SSIM, without the loss's MSGMS term."""
     config.method = "inpainting"
     config.corruption.kind = "riad"
+    config.model.output = "sigmoid"  # what is blacked out is no start
     config.corruption.clean = 0.0
     config.objective.ssim.weight = 1.0
     config.eval.map = "msgms"

@@ -38,7 +38,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     # ---- corruption: x̂ = M⊙y + (1−M)⊙x (eq. 13) ----
     config.corruption = corruption = ConfigDict()
-    corruption.kind = "texture"  # texture (the paper's) | draem | cutpaste | riad
+    corruption.kind = "texture"  # texture (the paper's) | structural | draem | cutpaste | riad
     corruption.mask = "ellipses"  # ellipses | perlin | boxes
     corruption.min_blobs = 1
     corruption.max_blobs = 4

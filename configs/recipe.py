@@ -13,6 +13,7 @@ from configs import folder
 
 RESIDUAL = {"model.output": "residual"}
 LIGHT = RESIDUAL | {"objective.weight": 0.05}
+STRUCTURAL = {"corruption.kind": "structural"}
 GROUP = {"model.norm": "group"}
 FAST = {"optimizer.learning_rate": 3e-3}
 
@@ -42,6 +43,11 @@ QUESTIONS: dict[str, dict[str, Mapping[str, Any]]] = {
         "sigmoid, .05": {"objective.weight": 0.05},
         "sigmoid, .01": {"objective.weight": 0.01},
         "sigmoid, .2": {"objective.weight": 0.2},
+    },
+    "kind": {
+        "residual, .05": STRUCTURAL | LIGHT,
+        "sigmoid, .5": STRUCTURAL | {"model.output": "sigmoid", "objective.weight": 0.5},
+        "sigmoid, .05": STRUCTURAL | {"model.output": "sigmoid", "objective.weight": 0.05},
     },
     "mask": {
         "perlin": LIGHT | {"corruption.mask": "perlin"},

@@ -76,7 +76,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CorruptionConfig:
-    kind: str = _field("texture", choices=("texture", "draem", "cutpaste", "riad"))
+    kind: str = _field("texture", choices=("texture", "structural", "draem", "cutpaste", "riad"))
     mask: str = _field("ellipses", choices=("ellipses", "perlin", "boxes"))
     min_blobs: int = _field(1, at_least=1)
     max_blobs: int = _field(4, at_least=1)

@@ -80,6 +80,47 @@ def paste_texture(
     return y, MASKS[config.mask](mask_key, shape, config)
 
 
+def structural(
+    key: Key, image: Image, texture: Texture, config: CorruptionConfig
+) -> tuple[Image, Mask]:
+    """Textures, and patterns that are wrong by their place alone, a quarter each.
+
+    y is a texture as in `paste_texture`, another window on the same image, the same image warped
+    or in another tone. A defect need not be foreign matter: to undo a bend or a dent, f must know
+    what belongs where. Eq. 14 asks for y unlike the data; these are unlike x.
+    """
+    choice_key, mask_key, *keys = jax.random.split(key, 6)
+    shape = image.shape[0], image.shape[1]
+    patterns = [
+        random_pattern(keys[0], texture, shape, config),
+        random_pattern(keys[1], image, shape, config),
+        warp(keys[2], image),
+        change_tone(keys[3], image, brightness=2 * config.brightness, contrast=config.contrast),
+    ]
+    y = jnp.stack(patterns)[_integer(choice_key, 0, len(patterns))]
+    return y, MASKS[config.mask](mask_key, shape, config)
+
+
+def warp(key: Key, image: Image) -> Image:
+    """The image under a smooth displacement of a few per cent of the shorter side.
+
+    Its correlation length is 3 to 12 % of the side; the displacement's deviation, half of that.
+    """
+    height, width, _ = image.shape
+    scale_key, field_key = jax.random.split(key)
+    length = min(height, width) * 0.03 * 4 ** jax.random.uniform(scale_key)
+    points = [math.ceil(size / (0.03 * min(height, width))) + 2 for size in (height, width)]
+    knots = math.sqrt(12) * (_uniform(field_key, 2, *points) - 0.5)
+
+    def weights(size: int, count: int) -> Array:
+        d = jnp.abs(jnp.arange(size)[:, None] / length - jnp.arange(count)[None, :])
+        return _cubic_spline(d)
+
+    field = weights(height, points[0]) @ knots @ weights(width, points[1]).T
+    y, x = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
+    return augmentation.resample(image, y + length / 2 * field[0], x + length / 2 * field[1])
+
+
 def draem(key: Key, image: Image, texture: Texture, config: CorruptionConfig) -> tuple[Image, Mask]:
     """DRAEM's corruption (arXiv 2108.07610, §3.2): a texture under thresholded Perlin noise.
 
@@ -155,6 +196,7 @@ def riad(key: Key, image: Image, texture: Texture, config: CorruptionConfig) -> 
 
 KINDS: dict[str, Callable[[Key, Image, Texture, CorruptionConfig], tuple[Image, Mask]]] = {
     "texture": paste_texture,
+    "structural": structural,
     "draem": draem,
     "cutpaste": cutpaste,
     "riad": riad,
@@ -344,9 +386,14 @@ def _smooth_field(
 
     def weights(position: Array) -> Array:
         d = jnp.abs(position[:, None] - (jnp.arange(KNOTS) - KNOTS // 2)[None, :])
-        return jnp.where(d < 1, 2 / 3 - d**2 + d**3 / 2, jnp.maximum(2 - d, 0.0) ** 3 / 6)
+        return _cubic_spline(d)
 
     return weights(y) @ knots @ weights(x).T
+
+
+def _cubic_spline(d: Array) -> Array:
+    """The cubic B-spline at distance d ≥ 0 from its knot."""
+    return jnp.where(d < 1, 2 / 3 - d**2 + d**3 / 2, jnp.maximum(2 - d, 0.0) ** 3 / 6)
 
 
 def _uniform(key: Key, *shape: int) -> Array:
