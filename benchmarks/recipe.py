@@ -7,9 +7,9 @@ Trains every member of the config's `sweep` (as `pae sweep` does, without its te
 shows what it does to normal images held out of training, under corruptions that it may not have
 been trained on: each of KINDS, with held-out textures, or with those of --unseen. Beside the
 on-manifold bias, each kind has the average precision of the smoothed map against the synthetic
-mask (M > 0.1, and the pixel changed), "mean" is their mean; "image sum", "max" and "topk" are the areas under the ROC
-curve that tell corrupted from clean held-out images by these scores, averaged over the kinds. No
-test image is opened. Finished members are not trained again.
+mask (M > 0.1, and the pixel changed), "mean" is their mean; "image sum", "max" and "topk" are the
+areas under the ROC curve that tell corrupted from clean held-out images by these scores, averaged
+over the kinds. No test image is opened. Finished members are not trained again.
 """
 
 import argparse
