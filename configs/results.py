@@ -25,6 +25,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         raise ValueError(f"one of {', '.join(CATEGORIES)}, not {arg!r}")
     config = folder.get_config()
     config.data.size, config.data.width, config.data.augmentation = CATEGORIES[arg]
+    config.corruption.kind = "structural"
     config.data.crop = 128  # a quarter of the work a step, and more places in a batch
     config.train.steps = 4_000
     config.train.validate_every = 1_000
