@@ -11,7 +11,9 @@ from ml_collections import ConfigDict
 
 from configs import folder
 
-RESIDUAL = {"model.output": "residual"}
+# Where the questions began; folder.py holds what came of them.
+PLAIN = {"model.output": "sigmoid", "objective.weight": 0.5}
+RESIDUAL = PLAIN | {"model.output": "residual"}
 LIGHT = RESIDUAL | {"objective.weight": 0.05}
 STRUCTURAL = {"corruption.kind": "structural"}
 GROUP = {"model.norm": "group"}
@@ -19,7 +21,7 @@ FAST = {"optimizer.learning_rate": 3e-3}
 
 QUESTIONS: dict[str, dict[str, Mapping[str, Any]]] = {
     "output": {
-        "sigmoid": {},
+        "sigmoid": PLAIN,
         "residual": RESIDUAL,
     },
     "rate": {
@@ -40,14 +42,14 @@ QUESTIONS: dict[str, dict[str, Mapping[str, Any]]] = {
         "sigmoid, .05": LIGHT | {"model.output": "sigmoid"},
     },
     "sigmoid": {
-        "sigmoid, .05": {"objective.weight": 0.05},
-        "sigmoid, .01": {"objective.weight": 0.01},
-        "sigmoid, .2": {"objective.weight": 0.2},
+        "sigmoid, .05": PLAIN | {"objective.weight": 0.05},
+        "sigmoid, .01": PLAIN | {"objective.weight": 0.01},
+        "sigmoid, .2": PLAIN | {"objective.weight": 0.2},
     },
     "kind": {
         "residual, .05": STRUCTURAL | LIGHT,
-        "sigmoid, .5": STRUCTURAL | {"model.output": "sigmoid", "objective.weight": 0.5},
-        "sigmoid, .05": STRUCTURAL | {"model.output": "sigmoid", "objective.weight": 0.05},
+        "sigmoid, .5": STRUCTURAL | PLAIN,
+        "sigmoid, .05": STRUCTURAL | PLAIN | {"objective.weight": 0.05},
     },
     "mask": {
         "perlin": LIGHT | {"corruption.mask": "perlin"},

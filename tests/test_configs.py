@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import baselines, mvtec, visa
+from configs import baselines, mvtec, recipe, results, visa
 from data_pipelines.errors import BadInput
 from pae_jax import config as configuration
 from pae_jax import population
@@ -26,6 +26,7 @@ def load(name: str, *overrides: str) -> configuration.Config:
 def names() -> list[str]:
     """Every file with a get_config, with every argument if it needs one."""
     arguments = {**CATEGORIES, "baselines": BASELINES}
+    arguments |= {"recipe": recipe.QUESTIONS, "results": results.CATEGORIES}
     found = []
     for path in sorted(CONFIGS.glob("*.py")):
         if "def get_config(" in path.read_text():
@@ -35,7 +36,8 @@ def names() -> list[str]:
 
 @pytest.mark.parametrize("name", names())
 def test_a_configuration_is_valid(name):
-    overrides = ["--config.data.root=here"] if name.startswith(("folder", "baselines")) else []
+    on_folder = name.startswith(("folder", "baselines", "recipe", "results"))
+    overrides = ["--config.data.root=here"] if on_folder else []
     config = load(name, *overrides)
     check_policy(config.data.augmentation, config.data.shape)
     stride = config.model.stem * 2 ** len(config.model.widths)
@@ -73,6 +75,13 @@ def test_an_unknown_ablation():
         BadInput, match=r"ablation\.py:nonsense: one of elpv, brief, tile, smoke, not"
     ):
         load("ablation:nonsense")
+
+
+@pytest.mark.parametrize("question", recipe.QUESTIONS)
+def test_the_variants_of_a_question_are_distinct_and_valid(question):
+    overrides = ["--config.data.root=here"]
+    members = configuration.load_sweep(f"{CONFIGS}/recipe.py:{question}", overrides)
+    assert len({config.hash for _, _, config in members}) == len(members) > 1
 
 
 @pytest.mark.parametrize("name", ["mvtec:", "mvtec:screws", "visa:screw"])
@@ -113,10 +122,10 @@ def test_all_categories_are_runs_of_their_own():
 
 
 def test_baselines_change_the_recipe_and_keep_its_budget():
-    for recipe, side in (("folder", 256), ("elpv", 64)):
+    for base_recipe, side in (("folder", 256), ("elpv", 64)):
         words = ["--config.data.root=here"]
-        base = load(f"{recipe}:", *words)
-        members = configuration.load_members(f"{CONFIGS}/baselines.py:all,{recipe}", words)
+        base = load(f"{base_recipe}:", *words)
+        members = configuration.load_members(f"{CONFIGS}/baselines.py:all,{base_recipe}", words)
         assert [name.partition(",")[0] for name in members] == list(baselines.CHANGES)
         for config in members.values():
             assert (config.data, config.train, config.optimizer) == (
@@ -126,7 +135,7 @@ def test_baselines_change_the_recipe_and_keep_its_budget():
             )
         assert base.data.size == side
         # Autoencoder: what passes its bottleneck, and that there is no way around it.
-        model = members[f"ae_ssim,{recipe}"].model
+        model = members[f"ae_ssim,{base_recipe}"].model
         assert (side // model.stem // 2 ** len(model.widths)) ** 2 * model.widths[-1] == 128
         assert (model.skip, model.bottleneck_layers) == ("none", 0)
         # One program each.

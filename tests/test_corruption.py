@@ -20,6 +20,7 @@ VARIANTS = {
     "ellipses": DEFAULT,
     "perlin": dataclasses.replace(DEFAULT, mask="perlin"),
     "boxes": dataclasses.replace(DEFAULT, mask="boxes"),
+    "structural": dataclasses.replace(DEFAULT, kind="structural"),
     "draem": dataclasses.replace(DEFAULT, kind="draem"),
     "cutpaste": dataclasses.replace(DEFAULT, kind="cutpaste"),
     "riad": dataclasses.replace(DEFAULT, kind="riad"),
@@ -305,3 +306,31 @@ def test_riad_blacks_out_a_third_in_cells():
     assert set(share) == {2, 4, 8, 16}
     # 200 draws of 6 cells at least: standard deviation of the mean below 0.01.
     assert abs(mask.mean() - 1 / 3) < 0.04
+
+
+def test_a_structural_pattern_is_one_of_four_equally_often():
+    """On an image of one grey level a warp and a tone stay flat, a texture does not."""
+    grey = jnp.full((32, 32, 3), 0.4)
+    config = dataclasses.replace(DEFAULT, kind="structural", contrast=0.0)
+    patterns, _ = kind(KEY, grey, uniform(1, 32, 32, 3), config)
+    flat = np.ptp(np.asarray(patterns), axis=(1, 2, 3)) < 1e-6
+    same = np.abs(np.asarray(patterns) - 0.4).max((1, 2, 3)) < 1e-6
+    # 200 draws: standard deviations of .031.
+    assert abs(flat.mean() - 0.75) < 0.1
+    assert abs(same.mean() - 0.25) < 0.1  # the warp alone changes nothing at all
+
+
+def test_a_warp_moves_a_few_pixels_smoothly():
+    """Of a ramp, whose values are its positions, it shows the displacement itself."""
+    side = 128
+    ramp = np.broadcast_to(
+        np.linspace(0, 1, side, dtype=np.float32)[None, :, None], (side, side, 3)
+    )
+    moved = jit(jax.vmap(corruption.warp, (0, None)))(jax.random.split(KEY, 50), jnp.asarray(ramp))
+    shift = (np.asarray(moved) - ramp)[:, 20:-20, 20:-20, 0] * (side - 1)
+    deviation = shift.std(axis=(1, 2))
+    # Half the correlation length, 3 to 12 % of the side, times the spline's own factor below 1.
+    assert 0.2 * 0.03 * side < deviation.min() < deviation.max() < 0.5 * 0.12 * side
+    neighbours = np.abs(np.diff(shift, axis=2)).max((1, 2))
+    assert neighbours.max() < 1.5  # hardly ever folds
+    assert np.ptp(shift[:, 0, 0]) > 1  # another one for each key
