@@ -51,7 +51,7 @@ def make_record(workdir: Path, machine: str | None = None) -> dict[str, Any]:
         raise BadInput(f"{workdir}: not evaluated; run `pae evaluate --workdir={workdir}`")
     metrics = checkpoint.read_json(workdir / "eval/metrics.json")
     provenance = metrics.pop("provenance")
-    steps = config.train.steps
+    steps = config.steps
     if provenance["step"] != steps:
         raise BadInput(
             f"{workdir}: evaluated at step {provenance['step']} of {steps}; finish `pae train`, "
