@@ -1,7 +1,7 @@
 """The penalties of appendix A.3 against each other: `pae sweep --config=configs/ablation.py[:arg]`.
 
-`arg`: "elpv" (the default; the demo's network and data, three seeds), "brief" (the same, half of the
-variants and a third of the steps: docs/ablation.md), "tile" (a folder in MVTec layout: add
+`arg`: "elpv" (the default; the demo's network and data, three seeds), "brief" (the same, half of
+the variants and a third of the steps: docs/ablation.md), "tile" (a folder in MVTec layout: add
 --config.data.root=DIR) or "smoke" (a few short runs on ELPV, to see that it works).
 """
 
@@ -51,7 +51,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if arg not in CHOSEN:
         raise ValueError(f"one of {', '.join(CHOSEN)}, not {arg!r}")
     config = folder.get_config() if arg == "tile" else elpv.get_config()
-    # The paper's corruption and equal regions: the penalties' weights are measured beside that loss.
+    # The paper's corruption and equal regions: the penalties' weights are meant for it.
     config.corruption.kind = "texture"
     config.objective.weight = 0.5
     config.train.tensorboard = False
