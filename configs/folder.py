@@ -32,6 +32,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # … and a small λ leaves them alone: at .5 a pixel of the mask, of which there are few, weighs
     # many times as much as one outside.
     config.objective.weight = 0.05
+    # Foreign matter is not all that a defect may be.
+    config.corruption.kind = "structural"
     config.optimizer.learning_rate = 1e-3  # a short run wants large steps …
     config.optimizer.schedule = "cosine"  # … and an end without noise
     config.train.steps = 2_500

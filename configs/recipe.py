@@ -12,7 +12,11 @@ from ml_collections import ConfigDict
 from configs import folder
 
 # Where the questions began; folder.py holds what came of them.
-PLAIN = {"model.output": "sigmoid", "objective.weight": 0.5}
+PLAIN = {
+    "model.output": "sigmoid",
+    "objective.weight": 0.5,
+    "corruption.kind": "texture",
+}
 RESIDUAL = PLAIN | {"model.output": "residual"}
 LIGHT = RESIDUAL | {"objective.weight": 0.05}
 STRUCTURAL = {"corruption.kind": "structural"}
@@ -41,21 +45,10 @@ QUESTIONS: dict[str, dict[str, Mapping[str, Any]]] = {
         "weight .01": RESIDUAL | {"objective.weight": 0.01},
         "sigmoid, .05": LIGHT | {"model.output": "sigmoid"},
     },
-    "sigmoid": {
-        "sigmoid, .05": PLAIN | {"objective.weight": 0.05},
-        "sigmoid, .01": PLAIN | {"objective.weight": 0.01},
-        "sigmoid, .2": PLAIN | {"objective.weight": 0.2},
-    },
     "kind": {
-        "residual, .05": STRUCTURAL | LIGHT,
-        "sigmoid, .5": STRUCTURAL | PLAIN,
-        "sigmoid, .05": STRUCTURAL | PLAIN | {"objective.weight": 0.05},
-    },
-    "mask": {
-        "perlin": LIGHT | {"corruption.mask": "perlin"},
-        "8 blobs": LIGHT | {"corruption.max_blobs": 8},
-        "clean .3": LIGHT | {"corruption.clean": 0.3},
-        "narrow": LIGHT | {"model.widths": (16, 32, 64)},
+        "residual, .05": LIGHT | STRUCTURAL,
+        "sigmoid, .5": PLAIN | STRUCTURAL,
+        "sigmoid, .05": PLAIN | STRUCTURAL | {"objective.weight": 0.05},
     },
 }
 
