@@ -14,10 +14,13 @@ DEFAULT = str(runs.CONFIGS / "default.py")
 ARGUMENTS = {
     "baselines": ("draem", "pca,elpv"),
     "mvtec": ("screw", "carpet"),
+    "recipe": ("rate",),
+    "results": ("mvtec_screw", "ball_screw"),
     "visa": ("candle",),
     "smoke": ("", "weave"),
 }
-NEEDED = {name: ["--config.data.root=here"] for name in ("folder", "baselines")}
+ON_FOLDERS = ("folder", "baselines", "recipe", "results")
+NEEDED = {name: ["--config.data.root=here"] for name in ON_FOLDERS}
 
 
 def flat(values, prefix=""):
@@ -46,7 +49,11 @@ def test_every_file_loads(path):
         assert config.from_config_dict(json.loads(json.dumps(loaded.to_dict()))) == loaded
 
 
-STRICT = [path for path in FILES if path.stem in ("default", "baselines", "mvtec", "visa")]
+STRICT = [
+    path
+    for path in FILES
+    if path.stem in ("default", "baselines", "mvtec", "recipe", "results", "visa")
+]
 
 
 @pytest.mark.parametrize("path", STRICT, ids=lambda p: p.stem)
