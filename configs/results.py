@@ -3,7 +3,7 @@
     pae train --config=configs/results.py:NAME --config.data.root=DIR \
         --config.data.textures=DTD --workdir=runs/NAME
 
-About half an hour each on two cores; what was decided on held-out images, and how, stands in
+A quarter of an hour each on two idle cores; what was decided on held-out images, and how, stands in
 docs/recipe.md. On an accelerator the paper's size is configs/mvtec.py.
 """
 
