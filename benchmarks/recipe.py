@@ -41,7 +41,7 @@ from pae_jax import (
     unet,
 )
 from pae_jax.config import Config, CorruptionConfig, EvalConfig, load_sweep
-from pae_jax.detection import SCORES, VISIBLE
+from pae_jax.detection import SCORES, VISIBLE, difference
 
 PART = 8  # images at a time
 CHANGED = 5 / 255  # a pixel that differs less from the clean image is not asked for
@@ -102,12 +102,8 @@ def judge(
         masks[kind] = (np.asarray(batch.mask[..., 0]) > VISIBLE) & changed
     bias = float(np.sqrt(np.mean((pairs[""][1] - clean) ** 2)))
     for one in settings:
-
-        def localise(x: jax.Array, y: jax.Array, one: EvalConfig = one) -> jax.Array:
-            maps = anomaly_map.MAPS[one.map](x, y)
-            return anomaly_map.smooth(maps, one.smoothing, one.smoothing_share)
-
-        maps = {kind: in_parts(localise, *pair) for kind, pair in pairs.items()}
+        compare = functools.partial(difference, config=one)
+        maps = {kind: in_parts(compare, *pair) for kind, pair in pairs.items()}
         normal = maps.pop("")
         row = {kind: metrics.average_precision(maps[kind], masks[kind]) for kind in KINDS}
         mean = float(np.mean(list(row.values())))

@@ -32,5 +32,12 @@ def localise(
 ) -> tuple[Float[Array, "b h w 3"], Float[Array, "b h w"]]:
     """The reconstruction of x̂ and the smoothed map Δ(x̂, reconstruction) (§2.2)."""
     reconstruction = projection.project(f, x, config)
+    return reconstruction, difference(x, reconstruction, config)
+
+
+def difference(
+    x: Float[Array, "b h w 3"], reconstruction: Float[Array, "b h w 3"], config: EvalConfig
+) -> Float[Array, "b h w"]:
+    """The smoothed map Δ(x̂, ·) of a reconstruction that is already there."""
     maps = anomaly_map.MAPS[config.map](x, reconstruction)
-    return reconstruction, anomaly_map.smooth(maps, config.smoothing, config.smoothing_share)
+    return anomaly_map.smooth(maps, config.smoothing, config.smoothing_share)
