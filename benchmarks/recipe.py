@@ -140,6 +140,9 @@ def main() -> None:
             workdir = arguments.workdir / f"{variant}-{seed}"
             start = time.perf_counter()
             result = train.train_and_evaluate(config, workdir)
+            if result.outcome != train.FINISHED:
+                print(f"{workdir}: {result.outcome} at step {result.step}", file=sys.stderr)
+                sys.exit(1)
             seconds = time.perf_counter() - start
             print(f"{variant}, seed {seed}: {result.step} steps, {seconds:.0f} s", flush=True)
             settings = [
