@@ -11,8 +11,9 @@ agree, in full precision. Both sides use the same cores. The contestants take tu
 one step goes untimed, so that caches and thread pools are the contestant's own; figures are
 medians over the rounds, and the least of them: PyTorch's threads wait for each other at every
 operation, so other processes on the same cores cost it far more than JAX. Everything runs in
-float32, on a GPU in bfloat16 as well. A compilation by torch.compile takes a minute or so on a
-few cores; it keeps its results on disk.
+float32, on a GPU in bfloat16 as well; on Linux the memory of both sides lies on huge pages, unless
+GLIBC_TUNABLES is set. A compilation by torch.compile takes a minute or so on a few cores; it keeps
+its results on disk.
 """
 
 import argparse
@@ -37,6 +38,7 @@ import optax
 
 from pae_jax import objective, provenance, train_step, unet
 from pae_jax.config import Config, ModelConfig
+from pae_jax.huge_pages import use_huge_pages
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 # Relative, in float32. A gradient may differ by more than rounding: among millions of ReLUs some
@@ -265,4 +267,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()  # as `pae` does; for both sides
     main()

@@ -43,3 +43,8 @@ def unroll(turns: int) -> int:
     memory there, which is not what a CPU lacks (benchmarks/layouts.py).
     """
     return turns if jax.default_backend() == "cpu" else 1
+
+
+def prefers_products() -> bool:
+    """Whether matrix products beat XLA's convolutions by more than they cost to prepare."""
+    return jax.default_backend() == "cpu"

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pae_jax import huge_pages
+
 # Heavy packages are imported by the verb that needs them, so that `pae --help` is quick.
 
 USAGE = "Projecting autoencoders for structural anomaly detection."
@@ -117,6 +119,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns 0 on success, 2 on bad input, 1 on a failure in the run."""
     args, rest = _parser().parse_known_args(argv)
+    if argv is None:  # as a program, not called by another one
+        huge_pages.use_huge_pages()
     from data_pipelines.errors import BadInput, CannotWrite
 
     try:

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 import runs
 from layouts import encode, write
-from pae_jax import main
+from pae_jax import huge_pages, main
 
 PROJECT = Path(__file__).parents[1]
 IMAGE = np.zeros((20, 24), np.uint8)
@@ -286,3 +287,19 @@ def test_in_a_process_of_its_own(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"pae train: {named}: ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's tunables")
+def test_huge_pages_are_asked_for_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(os, "execv", lambda *words: calls.append(words))
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "pae_jax.main", "train", "--help"])
+    monkeypatch.setenv(huge_pages.TUNABLES, "")
+    huge_pages.use_huge_pages()  # left alone where it is set
+    assert not calls
+    monkeypatch.delenv(huge_pages.TUNABLES)
+    huge_pages.use_huge_pages()
+    huge_pages.use_huge_pages()
+    arguments = [sys.executable, "-m", "pae_jax.main", "train", "--help"]
+    assert calls == [(sys.executable, arguments)]
+    assert os.environ[huge_pages.TUNABLES] == "glibc.malloc.hugetlb=1"

@@ -12,7 +12,6 @@ from pae_jax.config import ModelConfig, from_config_dict
 from pae_jax.unet import (
     EDGE,
     GroupNorm,
-    JoiningConvolution,
     UNet,
     depth_to_space,
     max_pool,
@@ -63,18 +62,6 @@ def test_pool_and_upsample_against_numpy():
     blocks = np.stack([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)])
     np.testing.assert_array_equal(max_pool(jnp.asarray(x)), blocks.max(0))
     np.testing.assert_array_equal(upsample(jnp.asarray(x)), x.repeat(2, axis=1).repeat(2, axis=2))
-
-
-def test_the_decoder_joins_without_laying_out():
-    """Against the plain form: upsample, concatenate, convolve."""
-    below, beside, kernel = (
-        jax.random.normal(jax.random.key(i), shape)
-        for i, shape in enumerate([(2, 5, 3, 4), (2, 10, 6, 2), (3, 3, 6, 7)])
-    )
-    variables = {"params": {"kernel": kernel, "bias": jnp.arange(7.0)}}
-    plain = nn.Conv(7, (3, 3)).apply(variables, jnp.concatenate([upsample(below), beside], -1))
-    joined = JoiningConvolution(7, TINY).apply(variables, below, beside)
-    np.testing.assert_allclose(joined, plain, atol=1e-5)
 
 
 def test_a_residual_output_starts_as_the_identity():
