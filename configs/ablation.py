@@ -1,7 +1,7 @@
 """The penalties of appendix A.3 against each other: `pae sweep --config=configs/ablation.py[:arg]`.
 
 `arg`: "elpv" (the default; the demo's network and data, three seeds), "brief" (the same, half of
-the variants and a third of the steps: docs/ablation.md), "tile" (a folder in MVTec layout: add
+the variants and a sixth of the steps: docs/ablation.md), "tile" (a folder in MVTec layout: add
 --config.data.root=DIR) or "smoke" (a few short runs on ELPV, to see that it works).
 """
 

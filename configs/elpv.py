@@ -26,7 +26,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.corruption.kind = "structural"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "cosine"
-    config.train.steps = 2_500
+    config.train.steps = 5_000
     config.train.log_every = 100
     config.train.panel_every = 1_500
     return config
