@@ -50,7 +50,7 @@ UPSAMPLED = Bilinear(
     output=((1, 1, 0), (0, 1, 1)),
     step=1,
 )
-NARROW = 24
+NARROW = 24  # channels below which XLA's convolutions are as fast, and sooner compiled
 
 
 class Convolution3x3(nn.Module):
@@ -134,9 +134,8 @@ def _by_products(x: Array, kernel: Array, algorithm: Bilinear) -> Array:
     inner, output, step = algorithm.inner, algorithm.output, algorithm.step
     reach, (b, h, w, channels) = len(inner[0]), x.shape
     count = h // step, w // step  # windows
-    after = 1 + (-reach) % step
-    x = jnp.pad(x, [(0, 0), (1, after), (1, after), (0, 0)])
-    x = x.reshape(b, (h + 1 + after) // step, step, (w + 1 + after) // step, step, channels)
+    x = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    x = x.reshape(b, (h + 2) // step, step, (w + 2) // step, step, channels)
 
     def inputs(x: Array, axis: int, windows: int) -> list[Array]:
         """The inputs d₋₁, d₀, … of all windows along `axis`, behind which lies their phase."""

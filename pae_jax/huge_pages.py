@@ -11,8 +11,8 @@ def use_huge_pages() -> None:
 
     On a CPU XLA takes the memory of a step anew in every step, hundreds of MiB, and touches each
     page of it first: at 4 KiB a page that is a quarter of the step. glibc (2.35 or later, Linux)
-    reads the wish when a program starts and not later. To be called before anything is done or
-    imported; whoever sets the variable, if only to nothing, is left alone.
+    reads the wish when a program starts and not later. To be called before anything is done;
+    whoever sets the variable, if only to nothing, is left alone.
     """
     if sys.platform == "linux" and TUNABLES not in os.environ:
         os.environ[TUNABLES] = "glibc.malloc.hugetlb=1"
