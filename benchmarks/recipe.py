@@ -53,6 +53,7 @@ KINDS = {  # what a defect may look like; all of one opacity range, so that none
     "perlin": {"mask": "perlin"},
     "cutpaste": {"kind": "cutpaste"},
     "structural": {"kind": "structural"},
+    "on structure": {"kind": "structural", "placement": "structure", "max_axis": 0.1},
 }
 
 

@@ -40,6 +40,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.corruption = corruption = ConfigDict()
     corruption.kind = "texture"  # texture (the paper's) | structural | draem | cutpaste | riad
     corruption.mask = "ellipses"  # ellipses | perlin | boxes
+    corruption.placement = "uniform"  # of the blobs: uniform | structure (half of them, by ‖∇x‖²)
     corruption.min_blobs = 1
     corruption.max_blobs = 4
     corruption.min_axis = 0.01  # half-axes, as shares of the side, log-uniform

@@ -78,6 +78,7 @@ class DataConfig:
 class CorruptionConfig:
     kind: str = _field("texture", choices=("texture", "structural", "draem", "cutpaste", "riad"))
     mask: str = _field("ellipses", choices=("ellipses", "perlin", "boxes"))
+    placement: str = _field("uniform", choices=("uniform", "structure"))
     min_blobs: int = _field(1, at_least=1)
     max_blobs: int = _field(4, at_least=1)
     min_axis: float = _field(0.01, above=0.0, at_most=1.0)

@@ -1,10 +1,11 @@
 """Corruption x̂ = M⊙y + (1−M)⊙x (§2.1, eq. 13): masks, opacity, textures.
 
-`MASKS` holds families of smooth random masks, opacity included; `KINDS` holds ways to choose
-(y, M). To try another, add a function to either registry and its name to
+`MASKS` holds families of smooth random masks, opacity included, `PLACEMENTS` where their blobs lie,
+and `KINDS` ways to choose (y, M). To try another, add a function to its registry and its name to
 `config.CorruptionConfig`. All of them see one example; `corrupt` maps over the batch.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -75,9 +76,8 @@ def paste_texture(
 ) -> tuple[Image, Mask]:
     """The paper's corruption (§2.1): a transformed texture under a mask of `config.mask`."""
     mask_key, pattern_key = jax.random.split(key)
-    shape = image.shape[0], image.shape[1]
-    y = random_pattern(pattern_key, texture, shape, config)
-    return y, MASKS[config.mask](mask_key, shape, config)
+    y = random_pattern(pattern_key, texture, (image.shape[0], image.shape[1]), config)
+    return y, MASKS[config.mask](mask_key, image, config)
 
 
 def structural(
@@ -98,7 +98,7 @@ def structural(
         change_tone(keys[3], image, brightness=2 * config.brightness, contrast=config.contrast),
     ]
     y = jnp.stack(patterns)[_integer(choice_key, 0, len(patterns))]
-    return y, MASKS[config.mask](mask_key, shape, config)
+    return y, MASKS[config.mask](mask_key, image, config)
 
 
 def warp(key: Key, image: Image) -> Image:
@@ -253,25 +253,26 @@ def change_tone(key: Key, image: Image, *, brightness: float, contrast: float) -
     return jnp.clip((1 + contrast * gain) * (image - 0.5) + 0.5 + brightness * offset, 0.0, 1.0)
 
 
-# Mask families: (key, (h, w), config) -> M, opacity included.
+# Mask families: (key, x, config) -> M, opacity included.
 
 
-def ellipses(key: Key, shape: tuple[int, int], config: CorruptionConfig) -> Mask:
+def ellipses(key: Key, image: Image, config: CorruptionConfig) -> Mask:
     """Rotated ellipses, distorted elastically."""
-    return _blobs(key, shape, config, _euclidean, turn=math.pi, distortion=config.distortion)
+    return _blobs(key, image, config, _euclidean, turn=math.pi, distortion=config.distortion)
 
 
-def boxes(key: Key, shape: tuple[int, int], config: CorruptionConfig) -> Mask:
+def boxes(key: Key, image: Image, config: CorruptionConfig) -> Mask:
     """Upright rectangles."""
-    return _blobs(key, shape, config, _maximum, turn=0.0, distortion=0.0)
+    return _blobs(key, image, config, _maximum, turn=0.0, distortion=0.0)
 
 
-def perlin(key: Key, shape: tuple[int, int], config: CorruptionConfig) -> Mask:
+def perlin(key: Key, image: Image, config: CorruptionConfig) -> Mask:
     """Three octaves of gradient noise above a random level; one opacity for the whole mask.
 
     The coarsest cells measure half of `max_axis` to twice `max_axis` of the shorter side, so that
-    the largest spots are about as wide as the largest ellipses.
+    the largest spots are about as wide as the largest ellipses. `config.placement` is not read.
     """
+    shape = image.shape[0], image.shape[1]
     number_key, *octave_keys = jax.random.split(key, 4)
     number = jax.random.uniform(number_key, (3,))
     largest = 2 * config.max_axis * min(shape)
@@ -287,10 +288,47 @@ def perlin(key: Key, shape: tuple[int, int], config: CorruptionConfig) -> Mask:
     return _opacity(number[2], config) * _smoothstep(ramp)
 
 
-MASKS: dict[str, Callable[[Key, tuple[int, int], CorruptionConfig], Mask]] = {
+MASKS: dict[str, Callable[[Key, Image, CorruptionConfig], Mask]] = {
     "ellipses": ellipses,
     "perlin": perlin,
     "boxes": boxes,
+}
+
+
+# Placements of a blob's centre: (u, x) -> (row, column) in pixels, for u ~ U[0, 1)².
+
+
+def uniformly(u: Float[Array, "2"], image: Image) -> Float[Array, "2"]:
+    """Everywhere alike."""
+    return u * jnp.array(image.shape[:2], u.dtype)
+
+
+def on_structure(u: Float[Array, "2"], image: Image) -> Float[Array, "2"]:
+    """Half everywhere alike, half with a density in proportion to ‖∇x‖².
+
+    Where a part covers a tenth of the image, nine of ten blobs would fall on empty background, and
+    there a window on the image or a warp changes nothing. By the inverse of the distribution
+    function, first of the row, then of the column given the row.
+    """
+    energy = sum(
+        jnp.diff(image, axis=axis, append=jnp.take(image, jnp.array([-1]), axis)) ** 2
+        for axis in (0, 1)
+    ).mean(-1)
+    energy /= jnp.maximum(energy.mean(), 1e-12)  # a flat image has none
+
+    def invert(density: Float[Array, " n"], number: Scalar) -> Array:
+        below = jnp.cumsum(density)
+        index = jnp.searchsorted(below, number * below[-1], side="right")
+        return jnp.minimum(index, len(density) - 1)
+
+    density = 1 + energy
+    row = invert(density.sum(1), u[0])
+    return jnp.stack([row, invert(density[row], u[1])]) + 0.5
+
+
+PLACEMENTS: dict[str, Callable[[Float[Array, "2"], Image], Float[Array, "2"]]] = {
+    "uniform": uniformly,
+    "structure": on_structure,
 }
 
 
@@ -309,7 +347,7 @@ def _maximum(y: Array, x: Array) -> Array:
 
 def _blobs(
     key: Key,
-    shape: tuple[int, int],
+    image: Image,
     config: CorruptionConfig,
     norm: Callable[[Array, Array], Array],
     *,
@@ -322,16 +360,18 @@ def _blobs(
     M falls from α to 0 smoothly over the outer `softness` of the radius; where blobs overlap
     the larger value holds.
     """
-    height, width = shape
-    side = min(shape)
+    height, width, _ = image.shape
+    side = min(height, width)
+    place = functools.partial(PLACEMENTS[config.placement], image=image)
     count_key, number_key, field_key = jax.random.split(key, 3)
     count = _integer(count_key, config.min_blobs, config.max_blobs + 1)
     numbers = _uniform(number_key, config.max_blobs, 6)
     knots = math.sqrt(12) * (_uniform(field_key, config.max_blobs, 2, KNOTS, KNOTS) - 0.5)
 
     def blob(number: Float[Array, "6"], knots: Float[Array, "2 knots knots"]) -> Mask:
-        y = jnp.arange(height) + 0.5 - number[0] * height
-        x = jnp.arange(width) + 0.5 - number[1] * width
+        centre = place(number[:2])
+        y = jnp.arange(height) + 0.5 - centre[0]
+        x = jnp.arange(width) + 0.5 - centre[1]
         axes = config.min_axis * (config.max_axis / config.min_axis) ** number[2:4]
         axes = jnp.maximum(axes * side, 1.0)
         cos, sin = jnp.cos(turn * number[4]), jnp.sin(turn * number[4])

@@ -20,7 +20,7 @@ VARIANTS = {
     "ellipses": DEFAULT,
     "perlin": dataclasses.replace(DEFAULT, mask="perlin"),
     "boxes": dataclasses.replace(DEFAULT, mask="boxes"),
-    "structural": dataclasses.replace(DEFAULT, kind="structural"),
+    "structural": dataclasses.replace(DEFAULT, kind="structural", placement="structure"),
     "draem": dataclasses.replace(DEFAULT, kind="draem"),
     "cutpaste": dataclasses.replace(DEFAULT, kind="cutpaste"),
     "riad": dataclasses.replace(DEFAULT, kind="riad"),
@@ -52,7 +52,8 @@ def corrupt_and_draw_again(key, images, textures, config):
 def masks(**keys) -> np.ndarray:
     """500 masks of 64×64 pixels under the default configuration with some keys replaced."""
     config = dataclasses.replace(DEFAULT, **keys)
-    draw = functools.partial(corruption.MASKS[config.mask], shape=(64, 64), config=config)
+    image = jnp.zeros((64, 64, 3))
+    draw = functools.partial(corruption.MASKS[config.mask], image=image, config=config)
     return np.asarray(jit(jax.vmap(draw))(jax.random.split(KEY, 500)))
 
 
@@ -67,6 +68,7 @@ def test_registries_and_configuration_agree():
     fields = {f.name: f.metadata["choices"] for f in dataclasses.fields(CorruptionConfig)}
     assert set(fields["kind"]) == set(corruption.KINDS)
     assert set(fields["mask"]) == set(corruption.MASKS)
+    assert set(fields["placement"]) == set(corruption.PLACEMENTS)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -334,3 +336,29 @@ def test_a_warp_moves_a_few_pixels_smoothly():
     neighbours = np.abs(np.diff(shift, axis=2)).max((1, 2))
     assert neighbours.max() < 1.5  # hardly ever folds
     assert np.ptp(shift[:, 0, 0]) > 1  # another one for each key
+
+
+def test_placement_on_structure_is_half_uniform_half_by_the_squared_gradient():
+    image = np.zeros((8, 10, 3), np.float32)
+    image[3:, 6:] = 0.5  # a corner: an edge along row 2, another along column 5
+    image[5:, 8:] = 0.75
+    down = np.diff(image, axis=0, append=image[-1:]) ** 2
+    right = np.diff(image, axis=1, append=image[:, -1:]) ** 2
+    energy = (down + right).mean(-1)
+    expected = 0.5 / energy.size + 0.5 * energy / energy.sum()
+
+    u = (np.indices((400, 400)).reshape(2, -1).T + 0.5) / 400  # a lattice instead of draws
+    place = jax.jit(jax.vmap(lambda v: corruption.on_structure(v, jnp.asarray(image))))
+    places = np.asarray(place(u.astype(np.float32)))
+    pixels = places.astype(int)
+    np.testing.assert_array_equal(places, pixels + 0.5)
+    found = np.zeros(energy.shape)
+    np.add.at(found, tuple(pixels.T), 1 / len(u))
+    np.testing.assert_allclose(found, expected, atol=2 / 400 * expected.max() + 1e-3)
+
+
+def test_placement_on_a_flat_image_is_uniform():
+    u = uniform(11, 500, 2)
+    image = jnp.full((6, 9, 3), 0.3)
+    both = [jax.vmap(lambda v, f=f: f(v, image))(u) for f in corruption.PLACEMENTS.values()]
+    np.testing.assert_array_equal(np.floor(both[0]), np.floor(both[1]))
