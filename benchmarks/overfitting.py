@@ -53,7 +53,8 @@ from pae_jax import (
     train,
     validation,
 )
-from pae_jax.config import Config, load
+from pae_jax.config import Config
+from pae_jax.config_file import load
 from pae_jax.corruption import CorruptedBatch
 from pae_jax.detection import SCORES
 

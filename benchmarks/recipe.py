@@ -40,7 +40,8 @@ from pae_jax import (
     train,
     unet,
 )
-from pae_jax.config import Config, CorruptionConfig, EvalConfig, load_sweep
+from pae_jax.config import Config, CorruptionConfig, EvalConfig
+from pae_jax.config_file import load_sweep
 from pae_jax.detection import SCORES, VISIBLE, difference
 
 PART = 8  # images at a time

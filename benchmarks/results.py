@@ -31,7 +31,7 @@ import results_cases
 import results_page
 
 from data_pipelines.errors import BadInput, CannotWrite
-from pae_jax import checkpoint, compilation
+from pae_jax import checkpoint, compilation, methods
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,7 +51,7 @@ def make_record(workdir: Path, machine: str | None = None) -> dict[str, Any]:
         raise BadInput(f"{workdir}: not evaluated; run `pae evaluate --workdir={workdir}`")
     metrics = checkpoint.read_json(workdir / "eval/metrics.json")
     provenance = metrics.pop("provenance")
-    steps = config.steps
+    steps = methods.steps(config)
     if provenance["step"] != steps:
         raise BadInput(
             f"{workdir}: evaluated at step {provenance['step']} of {steps}; finish `pae train`, "

@@ -1,23 +1,19 @@
 """The configuration as frozen dataclasses that check themselves.
 
-A config file returns an `ml_collections.ConfigDict`; `from_config_dict` turns it into a
-`Config`, and nothing below this module sees a ConfigDict. What each key means stands beside
+`from_config_dict` turns the `ml_collections.ConfigDict` of a config file (`config_file` reads them)
+into a `Config`, and nothing below this module sees a ConfigDict. What each key means stands beside
 its default in `configs/default.py`; here stand the types and the admissible values. Every
 error is one line that begins with the dotted key.
 """
 
-import ast
-import copy
 import dataclasses
 import difflib
 import hashlib
 import json
 import math
-import runpy
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines.dataset import DatasetSpec
@@ -224,7 +220,6 @@ METHODS = (
     "pca",
     "one_class_svm",
 )
-CLOSED_FORM = ("pca", "one_class_svm")  # methods that take no steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,11 +260,6 @@ class Config:
         if self.data.source == "folder" and not self.data.root:
             raise BadInput("data.root: the folder source needs --config.data.root=DIR")
 
-    @property
-    def steps(self) -> int:
-        """Updates in the whole run: `train.steps`, or none for a method in closed form."""
-        return 0 if self.method in CLOSED_FORM else self.train.steps
-
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionaries, ready for JSON."""
         return dataclasses.asdict(self)
@@ -298,7 +288,7 @@ def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
     for name, value in values.items():
         key = prefix + str(name)
         if name not in fields:
-            raise BadInput(f"{key}: no such key{_hint(str(name), fields, key)}")
+            raise BadInput(f"{key}: no such key{hint(str(name), fields, key)}")
         kind = kinds[name]
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, Mapping):
@@ -339,114 +329,7 @@ def _check_field(key: str, value: Any, limits: Mapping[str, Any]) -> Any:
     return value
 
 
-def load(config_file: str, overrides: Sequence[str] = ()) -> Config:
-    """Reads `configs/X.py[:arg]` and applies `--config.key=value` overrides.
-
-    Args:
-      config_file: the path of a file with `get_config(arg=None)`, and after a colon its argument.
-      overrides: command-line words, each `--config.key=value`.
-
-    Raises:
-      BadInput: with one line that names the file or the key.
-    """
-    _, values, _ = _run(config_file)
-    return from_config_dict(override(values, overrides))
-
-
-def load_members(config_file: str, overrides: Sequence[str] = ()) -> dict[str, Config]:
-    """The runs that `configs/X.py[:arg]` stands for, by name.
-
-    A config file that defines `members(arg)` names the arguments that an argument such as "all"
-    stands for, or returns None; any other file stands for one run, under the name "".
-
-    Raises:
-      BadInput: with one line that names the file or the key.
-    """
-    path, _, argument = config_file.partition(":")
-    names = _read(path).get("members", lambda arg: None)(argument)
-    if names is None:
-        return {"": load(config_file, overrides)}
-    return {name: load(f"{path}:{name}", overrides) for name in names}
-
-
-def load_sweep(config_file: str, overrides: Sequence[str] = ()) -> list[tuple[str, int, Config]]:
-    """Reads a config file that also has `sweep(add, arg)`; see `configs/ablation.py`.
-
-    Returns:
-      (variant, seed, config) of each member; overrides apply to all of them.
-
-    Raises:
-      BadInput: with one line that names the file or the key.
-    """
-    module, values, argument = _run(config_file)
-    if "sweep" not in module:
-        raise BadInput(f"{config_file}: defines no sweep")
-    base = override(values, overrides)
-    members: list[tuple[str, int, Config]] = []
-
-    def add(variant: str, seed: int, changes: Mapping[str, Any]) -> None:
-        words = [f"--config.{key}={value}" for key, value in changes.items()]
-        members.append((variant, seed, from_config_dict(override(base, words))))
-
-    module["sweep"](add, argument)
-    return members
-
-
-def _run(config_file: str) -> tuple[dict[str, Any], dict[str, Any], str | None]:
-    """What a config file defines, the values it returns, and the argument behind its colon."""
-    path, _, argument = config_file.partition(":")
-    module = _read(path)
-    try:
-        values = module["get_config"](argument or None).to_dict()
-    except ValueError as error:  # how a config file refuses its argument
-        raise BadInput(f"{config_file}: {error}") from None
-    return module, values, argument or None
-
-
-def _read(path: str) -> dict[str, Any]:
-    """What a config file defines."""
-    if not Path(path).is_file():
-        raise BadInput(f"{path}: no such config file")
-    try:
-        module = runpy.run_path(path)
-    except (SyntaxError, ImportError, OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: cannot be read ({error})") from None
-    if "get_config" not in module:
-        raise BadInput(f"{path}: defines no get_config")
-    return module
-
-
-def override(values: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
-    """A copy of nested `values` with each word `--config.key=value` applied.
-
-    A value is a Python literal, except that strings need no quotes and true and false may be
-    written small. Types and limits are checked later, by `from_config_dict`.
-    """
-    values = copy.deepcopy(values)
-    for word in words:
-        key, equals, text = word.removeprefix("--config.").partition("=")
-        if not word.startswith("--config.") or not equals:
-            raise BadInput(f"{word}: expected --config.key=value")
-        *sections, name = key.split(".")
-        section: Any = values
-        for part in sections:
-            section = section.get(part) if isinstance(section, dict) else None
-        if not isinstance(section, dict) or name not in section:
-            hint = _hint(name, section, key) if isinstance(section, dict) else ""
-            raise BadInput(f"{key}: no such key{hint}")
-        if isinstance(section[name], dict):
-            raise BadInput(f"{key}: is a section; set one of {', '.join(section[name])}")
-        section[name] = text if isinstance(section[name], str) else _literal(text)
-    return values
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
-    except (ValueError, SyntaxError):
-        return text  # no literal: the type check will name the key
-
-
-def _hint(name: str, section: Mapping[str, Any], key: str) -> str:
+def hint(name: str, section: Mapping[str, Any], key: str) -> str:
+    """A nearby key of `section`, as the end of an error message; empty where there is none."""
     near = difflib.get_close_matches(name, section, n=1)
     return f"; did you mean {key.removesuffix(name)}{near[0]}?" if near else ""

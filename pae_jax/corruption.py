@@ -5,7 +5,6 @@ and `KINDS` ways to choose (y, M). To try another, add a function to its registr
 `config.CorruptionConfig`. All of them see one example; `corrupt` maps over the batch.
 """
 
-import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -310,10 +309,9 @@ def on_structure(u: Float[Array, "2"], image: Image) -> Float[Array, "2"]:
     there a window on the image or a warp changes nothing. By the inverse of the distribution
     function, first of the row, then of the column given the row.
     """
-    energy = sum(
-        jnp.diff(image, axis=axis, append=jnp.take(image, jnp.array([-1]), axis)) ** 2
-        for axis in (0, 1)
-    ).mean(-1)
+    down = jnp.diff(image, axis=0, append=image[-1:])
+    right = jnp.diff(image, axis=1, append=image[:, -1:])
+    energy = (down**2 + right**2).mean(-1)
     energy /= jnp.maximum(energy.mean(), 1e-12)  # a flat image has none
 
     def invert(density: Float[Array, " n"], number: Scalar) -> Array:
@@ -362,14 +360,14 @@ def _blobs(
     """
     height, width, _ = image.shape
     side = min(height, width)
-    place = functools.partial(PLACEMENTS[config.placement], image=image)
+    place = PLACEMENTS[config.placement]
     count_key, number_key, field_key = jax.random.split(key, 3)
     count = _integer(count_key, config.min_blobs, config.max_blobs + 1)
     numbers = _uniform(number_key, config.max_blobs, 6)
     knots = math.sqrt(12) * (_uniform(field_key, config.max_blobs, 2, KNOTS, KNOTS) - 0.5)
 
     def blob(number: Float[Array, "6"], knots: Float[Array, "2 knots knots"]) -> Mask:
-        centre = place(number[:2])
+        centre = place(number[:2], image)
         y = jnp.arange(height) + 0.5 - centre[0]
         x = jnp.arange(width) + 0.5 - centre[1]
         axes = config.min_axis * (config.max_axis / config.min_axis) ** number[2:4]

@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from data_pipelines.errors import CannotWrite
-from pae_jax import hardware, pictures
+from pae_jax import hardware, methods, pictures
 from pae_jax.checkpoint import to_json, write_atomically
 from pae_jax.config import Config
 
@@ -26,7 +26,7 @@ class RunLog:
     """The logs and the progress bar of a run that starts, or resumes, after `start` steps."""
 
     def __init__(self, workdir: Path, config: Config, *, start: int):
-        self._config, self._last = config.train, config.steps
+        self._config, self._last = config.train, methods.steps(config)
         self._panels = workdir / "panels"
         self._path = workdir / "metrics.jsonl"
         self._lines = _open_lines(self._path, start)
@@ -36,7 +36,7 @@ class RunLog:
 
             purge = start + 1 if start else None
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge)
-        self._bar = _progress(config.steps, start)
+        self._bar = _progress(methods.steps(config), start)
         self._since, self._waited, self._steps = time.perf_counter(), 0.0, 0
 
     def __enter__(self) -> "RunLog":

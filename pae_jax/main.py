@@ -13,11 +13,11 @@ USAGE = "Projecting autoencoders for structural anomaly detection."
 
 
 def _train(args: argparse.Namespace, overrides: list[str]) -> int:
-    from pae_jax import checkpoint, compilation, config, population, train
+    from pae_jax import checkpoint, compilation, config_file, population, train
 
     compilation.start(args.distributed)
     checkpoint.leave_out_echoes()
-    members = config.load_members(args.config, overrides)
+    members = config_file.load_members(args.config, overrides)
     outcomes = set()
     for chunk in population.chunks(list(members.values())):
         names = [list(members)[i] for i in chunk]
@@ -64,11 +64,11 @@ def _sweep(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _compile(args: argparse.Namespace, overrides: list[str]) -> int:
-    from pae_jax import aot, config
+    from pae_jax import aot, config_file
 
     aot.start()
     fits = True
-    for report in aot.compile_programs(config.load(args.config, overrides), args.topology):
+    for report in aot.compile_programs(config_file.load(args.config, overrides), args.topology):
         print(aot.format_report(report), flush=True)
         fits = fits and report.fits
     return 0 if fits else 1

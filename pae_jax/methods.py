@@ -33,6 +33,7 @@ class Method(NamedTuple):
         the first step; None where nothing is taken from the images in this way.
       pixels: whether the maps tell pixels apart; pixel metrics are undefined otherwise.
       whole: whether training and test images must have one size.
+      closed_form: whether `fit` is all of the training, so that no step is taken.
       needs: a package of the extra "baselines" without which there is no `fit`.
     """
 
@@ -43,6 +44,7 @@ class Method(NamedTuple):
     fit: Callable[[Any, Any, Config], Any] | None = None
     pixels: bool = True
     whole: bool = False
+    closed_form: bool = False
     needs: str = ""
 
 
@@ -54,6 +56,11 @@ def check(config: Config) -> None:
     if method.needs and importlib.util.find_spec(method.needs) is None:
         extra = "pip install 'pae_jax[baselines]'"
         raise BadInput(f"method: {config.method} needs the package {method.needs}: {extra}")
+
+
+def steps(config: Config) -> int:
+    """Updates in the whole run: `train.steps`, or none for a method in closed form."""
+    return 0 if METHODS[config.method].closed_form else config.train.steps
 
 
 def _init_network(config: Config, key: Key[Array, ""]) -> Any:
@@ -103,7 +110,11 @@ METHODS: dict[str, Method] = {
         whole=True,
     ),
     "pca": _reconstructing(
-        baselines.bind_pca, init=baselines.init_pca, fit=baselines.fit_pca, whole=True
+        baselines.bind_pca,
+        init=baselines.init_pca,
+        fit=baselines.fit_pca,
+        whole=True,
+        closed_form=True,
     ),
     "one_class_svm": Method(
         init=baselines.init_svm,
@@ -111,6 +122,7 @@ METHODS: dict[str, Method] = {
         loss=baselines.svm_loss,
         localise=baselines.localise_svm,
         pixels=False,
+        closed_form=True,
         needs="sklearn",
     ),
 }

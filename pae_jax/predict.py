@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 from data_pipelines.dataset import TrainingSplit, open_images, open_training
 from data_pipelines.errors import BadInput
 from pae_jax import anomaly_map, checkpoint, pictures, preprocess, train_step
-from pae_jax.config import Config, from_config_dict, override
+from pae_jax.config import Config, from_config_dict
+from pae_jax.config_file import override
 from pae_jax.detection import SCORES, Detection
 from pae_jax.methods import METHODS
 

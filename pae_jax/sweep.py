@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pae_jax import checkpoint, evaluate, population, predict, train
-from pae_jax.config import Config, load_sweep
+from pae_jax import checkpoint, evaluate, methods, population, predict, train
+from pae_jax.config import Config
+from pae_jax.config_file import load_sweep
 
 # What the tables show of metrics.json, where it is there; the step's time comes from the log.
 METRICS = (
@@ -108,7 +109,7 @@ def _finished(folder: Path, member: Member) -> bool:
         return False
     provenance = checkpoint.read_json(path)["provenance"]
     finished = provenance["config_hash"] == member.config.hash
-    return finished and provenance["step"] == member.config.steps
+    return finished and provenance["step"] == methods.steps(member.config)
 
 
 def _row(folder: Path, member: Member) -> dict[str, Any]:

@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pae_jax import sharding, train_step
+from pae_jax import methods, sharding, train_step
 from pae_jax.config import Config
-from pae_jax.methods import METHODS
 from pae_jax.run import DIVERGED, FINISHED, STOPPED, Run, TrainResult
 
 __all__ = ["DIVERGED", "FINISHED", "STOPPED", "TrainResult", "drive", "train_and_evaluate"]
@@ -86,8 +85,8 @@ def drive(runs: Sequence[Run], program: Program) -> list[TrainResult]:
             pending = None
 
     with _interrupted() as stop, _profiler(config, runs[0].workdir) as profile:
-        for step in range(start, config.steps + 1, stride):
-            stopping, ending = stop(step), step == config.steps
+        for step in range(start, methods.steps(config) + 1, stride):
+            stopping, ending = stop(step), step == methods.steps(config)
             validating = ending or (step % train.validate_every == 0 and not stopping)
             saving = step > start and (ending or stopping or step % train.checkpoint_every == 0)
             if validating or saving or ending or stopping:
@@ -172,7 +171,7 @@ def initial_state(
     shapes = jax.eval_shape(init, key)
     placed = sharding.state_sharding(mesh, shapes)
     state = jax.jit(init, out_shardings=placed, compiler_options=options)(key)
-    fit = METHODS[config.method].fit
+    fit = methods.METHODS[config.method].fit
     if fit is None or images is None:
         return state
     params = fit(sharding.local(state.params, mesh), images, config)

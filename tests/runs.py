@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 import layouts
-from pae_jax import checkpoint, config, predict
+from pae_jax import checkpoint, config_file, predict
+from pae_jax.config import Config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STEPS = 30
@@ -70,10 +71,10 @@ def words(root: Path, **changes: object) -> list[str]:
     return [f"--config={CONFIGS / 'default.py'}", *overrides]
 
 
-def load_config(root: Path, **changes: object) -> config.Config:
+def load_config(root: Path, **changes: object) -> Config:
     """The configuration of the same run."""
     file, *overrides = words(root, **changes)
-    return config.load(file.removeprefix("--config="), overrides)
+    return config_file.load(file.removeprefix("--config="), overrides)
 
 
 def environment() -> dict[str, str]:

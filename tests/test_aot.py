@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 import runs
 from data_pipelines.errors import BadInput
-from pae_jax import aot, config, hardware, main, sharding
+from pae_jax import aot, config_file, hardware, main, sharding
 
 CHIP = hardware.CHIPS["TPU v5 lite"]
 NEEDS = "needs libtpu: pip install -e '.[tpu]'"
@@ -37,7 +37,7 @@ ENTRY %main {
 def tiny(*overrides: str) -> config.Config:
     words = [f"--config.{key}={value}" for key, value in runs.SETTINGS.items()]
     words += ["--config.data.source=procedural", "--config.sharding.data=-1", *overrides]
-    return config.load(str(runs.CONFIGS / "default.py"), words)
+    return config_file.load(str(runs.CONFIGS / "default.py"), words)
 
 
 def command(*words: str) -> list[str]:
@@ -173,13 +173,13 @@ def test_the_rules_are_those_of_a_tpu():
 @pytest.mark.parametrize(("name", "known"), [("objects", "screw"), ("textures", "carpet")])
 def test_a_configuration_of_the_paper_takes_its_own_categories(name, known):
     file = runs.CONFIGS / f"tpu_v5e_{name}.py"
-    found = config.load(f"{file}:{known}")
+    found = config_file.load(f"{file}:{known}")
     assert found.data.category == f"mvtec_ad/{known}"
     assert found.model.dtype == "bfloat16"
     assert found.train.batch_size == 16
     other = {"screw": "carpet", "carpet": "screw"}[known]
     with pytest.raises(BadInput, match=f": mvtec_ad: no {name[:-1]} '{other}'; .*{known}"):
-        config.load(f"{file}:{other}")
+        config_file.load(f"{file}:{other}")
 
 
 # ---- compiled: libtpu, but no TPU ----

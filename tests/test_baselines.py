@@ -9,7 +9,7 @@ from PIL import Image
 
 import runs
 from configs import baselines
-from pae_jax import config, main, methods, predict
+from pae_jax import config_file, main, methods, predict
 
 FILE = runs.CONFIGS / "baselines.py"
 DIAGNOSED = ("draem", "pca", "segmentation")
@@ -53,7 +53,7 @@ pytestmark = pytest.mark.usefixtures("compilation_cache")
 def test_from_images_to_metrics(name, root, tmp_path, capsys):
     command = ["train", *words(root, name), f"--workdir={tmp_path}"]
     assert main.main(command) == 0
-    chosen = config.load(f"{FILE}:{name}", words(root, name)[1:])
+    chosen = config_file.load(f"{FILE}:{name}", words(root, name)[1:])
     assert f"finished at step {chosen.steps}" in capsys.readouterr().out
     method = methods.METHODS[chosen.method]
     assert main.main(["evaluate", f"--workdir={tmp_path}", "--save_maps"]) == 0
@@ -123,7 +123,7 @@ def test_all_are_trained_each_in_its_workdir(root, tmp_path, capsys):
     for name in baselines.CHANGES:
         assert f"{tmp_path / name}: finished at step" in printed
         found = predict.load(tmp_path / name)
-        assert found.step == found.config.steps
+        assert found.step == methods.steps(found.config)
 
 
 def test_an_unknown_method_is_one_line(root, tmp_path, capsys):
@@ -137,7 +137,9 @@ def test_an_unknown_method_is_one_line(root, tmp_path, capsys):
 def test_members_of_a_population_are_what_they_would_be_alone(name, root, tmp_path):
     from pae_jax import population, train
 
-    chosen = [config.load(f"{FILE}:{name}", words(root, name, train__seed=i)[1:]) for i in (0, 1)]
+    chosen = [
+        config_file.load(f"{FILE}:{name}", words(root, name, train__seed=i)[1:]) for i in (0, 1)
+    ]
     folders = [tmp_path / str(i) for i in (0, 1)]
     results = population.train_population(list(zip(chosen, folders, strict=True)))
     assert [(one.outcome, one.step) for one in results] == [("finished", chosen[0].steps)] * 2

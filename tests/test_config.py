@@ -6,7 +6,7 @@ import pytest
 
 import runs
 from data_pipelines.errors import BadInput
-from pae_jax import config
+from pae_jax import config, config_file
 
 FILES = sorted(p for p in runs.CONFIGS.glob("*.py") if "def get_config" in p.read_text())
 DEFAULT = str(runs.CONFIGS / "default.py")
@@ -32,7 +32,7 @@ def flat(values, prefix=""):
 
 
 def load(*words):
-    return config.load(DEFAULT, words)
+    return config_file.load(DEFAULT, words)
 
 
 def test_the_default_file_is_the_dataclasses_key_by_key():
@@ -45,7 +45,7 @@ def test_the_default_file_is_the_dataclasses_key_by_key():
 def test_every_file_loads(path):
     for argument in ARGUMENTS.get(path.stem, ("",)):
         file = f"{path}:{argument}" if argument else str(path)
-        loaded = config.load(file, NEEDED.get(path.stem, []))
+        loaded = config_file.load(file, NEEDED.get(path.stem, []))
         assert config.from_config_dict(json.loads(json.dumps(loaded.to_dict()))) == loaded
 
 
@@ -59,7 +59,7 @@ STRICT = [
 @pytest.mark.parametrize("path", STRICT, ids=lambda p: p.stem)
 def test_an_argument_that_the_file_does_not_know(path):
     with pytest.raises(BadInput, match=rf"^{re.escape(str(path))}:nonsense: .*'nonsense'"):
-        config.load(f"{path}:nonsense")
+        config_file.load(f"{path}:nonsense")
 
 
 def test_overrides():
@@ -142,7 +142,7 @@ def test_a_bad_file_is_one_line_that_begins_with_it(tmp_path, content, reason):
     if content is not None:
         path.write_text(content)
     with pytest.raises(BadInput) as error:
-        config.load(str(path))
+        config_file.load(str(path))
     assert re.match(f"{re.escape(str(path))}: .*{reason}", str(error.value))
     assert "\n" not in str(error.value)
 
@@ -151,7 +151,7 @@ def test_mistakes_inside_a_file_keep_their_traceback(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("def get_config(arg=None):\n    return {}['missing']\n")
     with pytest.raises(KeyError, match="missing"):
-        config.load(str(path))
+        config_file.load(str(path))
 
 
 @pytest.mark.parametrize("values", [{"train": 3}, {"data": None}, {"nothing": {}}])

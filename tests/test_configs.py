@@ -10,7 +10,7 @@ import pytest
 from configs import baselines, mvtec, recipe, results, visa
 from data_pipelines.errors import BadInput
 from pae_jax import config as configuration
-from pae_jax import population
+from pae_jax import config_file, population
 from pae_jax.augmentation import check_policy
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -20,7 +20,7 @@ BASELINES = [name + recipe for name in baselines.CHANGES for recipe in ("", ",el
 
 def load(name: str, *overrides: str) -> configuration.Config:
     file, _, argument = name.partition(":")
-    return configuration.load(f"{CONFIGS / file}.py:{argument}", overrides)
+    return config_file.load(f"{CONFIGS / file}.py:{argument}", overrides)
 
 
 def names() -> list[str]:
@@ -80,7 +80,7 @@ def test_an_unknown_ablation():
 @pytest.mark.parametrize("question", recipe.QUESTIONS)
 def test_the_variants_of_a_question_are_distinct_and_valid(question):
     overrides = ["--config.data.root=here"]
-    members = configuration.load_sweep(f"{CONFIGS}/recipe.py:{question}", overrides)
+    members = config_file.load_sweep(f"{CONFIGS}/recipe.py:{question}", overrides)
     assert len({config.hash for _, _, config in members}) == len(members) > 1
 
 
@@ -103,7 +103,7 @@ def test_a_benchmark_can_be_read_from_its_extracted_folder():
 
 
 def test_all_categories_are_runs_of_their_own():
-    members = configuration.load_members(f"{CONFIGS}/mvtec.py:all", ["--config.train.seed=3"])
+    members = config_file.load_members(f"{CONFIGS}/mvtec.py:all", ["--config.train.seed=3"])
     assert set(members) == CATEGORIES["mvtec"].keys()
     for name, config in members.items():
         assert config == load(f"mvtec:{name}", "--config.train.seed=3")
@@ -116,16 +116,16 @@ def test_all_categories_are_runs_of_their_own():
     shared = [{names[i] for i in chunk} for chunk in population.chunks(together)]
     assert {"carpet", "leather", "tile"} in shared
     assert {"bottle", "metal_nut", "screw"} in shared
-    assert list(configuration.load_members(f"{CONFIGS}/mvtec.py:screw")) == [""]
+    assert list(config_file.load_members(f"{CONFIGS}/mvtec.py:screw")) == [""]
     with pytest.raises(BadInput, match="takes no argument, not 'all'"):
-        configuration.load_members(f"{CONFIGS}/default.py:all")
+        config_file.load_members(f"{CONFIGS}/default.py:all")
 
 
 def test_baselines_change_the_recipe_and_keep_its_budget():
     for base_recipe, side in (("folder", 256), ("elpv", 64)):
         words = ["--config.data.root=here"]
         base = load(f"{base_recipe}:", *words)
-        members = configuration.load_members(f"{CONFIGS}/baselines.py:all,{base_recipe}", words)
+        members = config_file.load_members(f"{CONFIGS}/baselines.py:all,{base_recipe}", words)
         assert [name.partition(",")[0] for name in members] == list(baselines.CHANGES)
         for config in members.values():
             assert (config.data, config.train, config.optimizer) == (

@@ -6,7 +6,7 @@ import pytest
 import runs
 from data_pipelines.errors import BadInput
 from pae_jax import population, sweep
-from pae_jax.config import load_sweep
+from pae_jax.config_file import load_sweep
 
 FILE = """
 from configs import smoke
