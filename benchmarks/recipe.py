@@ -7,20 +7,22 @@ Trains every member of the config's `sweep` (as `pae sweep` does, without its te
 shows what it does to normal images held out of training, under corruptions that it may not have
 been trained on: each of KINDS, with held-out textures, or with those of --unseen. Beside the
 on-manifold bias, each kind has the average precision of the smoothed map against the synthetic
-mask (M > 0.1, and the pixel changed), "mean" is their mean; "image sum", "max" and "topk" are the
-areas under the ROC curve that tell corrupted from clean held-out images by these scores, averaged
-over the kinds. No test image is opened. Finished members are not trained again.
+mask (M > 0.1, and the pixel changed), "mean" is their mean; "auroc" and "aupro" are means over the
+kinds of the pixel AUROC and the per-region overlap. "image sum", "max" and "topk" are the areas
+under the ROC curve that tell corrupted from clean held-out images by these scores, averaged over
+the kinds. No test image is opened. Finished members are not trained again.
 """
 
 import argparse
 import dataclasses
 import functools
 import itertools
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,8 @@ from data_pipelines.errors import BadInput
 from data_pipelines.textures import open_textures
 from pae_jax import (
     anomaly_map,
+    checkpoint,
+    compilation,
     corruption,
     metrics,
     predict,
@@ -58,8 +62,31 @@ KINDS = {  # what a defect may look like; all of one opacity range, so that none
 }
 
 
-def held_out(config: Config, unseen: str) -> tuple[np.ndarray, np.ndarray]:
-    """Held-out normal images and textures in [0, 1], one of each an example."""
+class Corrupted(NamedTuple):
+    """Images of one kind, float32 in [0, 1], and what in them is to be found, (n, h, w) bool."""
+
+    images: np.ndarray
+    wrong: np.ndarray
+
+
+class HeldOut(NamedTuple):
+    """Normal images that no variant was trained on, and their corruptions by name."""
+
+    clean: np.ndarray
+    corrupted: dict[str, Corrupted]
+
+
+def open_held_out(config: Config, unseen: str) -> HeldOut:
+    """COPIES of each held-out image under each of KINDS, with a texture of its own.
+
+    Variants whose images and textures agree share one reading and one drawing.
+    """
+    data = dataclasses.replace(config.data, augmentation="none", crop=0)
+    return _draw(dataclasses.replace(Config(data=data), train=config.train), unseen)
+
+
+@functools.lru_cache(1)
+def _draw(config: Config, unseen: str) -> HeldOut:
     data, textures = run.open_data(config)
     patterns = textures.held_out
     if unseen:
@@ -68,20 +95,25 @@ def held_out(config: Config, unseen: str) -> tuple[np.ndarray, np.ndarray]:
         )
         patterns = np.concatenate([opened.held_out, opened.train])
     count = COPIES * len(data.held_out)
-    images = np.resize(data.held_out, (count, *data.held_out.shape[1:]))
+    clean = preprocess.to_float(jnp.asarray(data.held_out))
     chosen = np.random.default_rng(0).integers(len(patterns), size=count)
     patterns = preprocess.to_float(jnp.asarray(patterns[chosen]))
-    if images.shape[-1] == 1:
+    if clean.shape[-1] == 1:
         patterns = preprocess.to_grey(patterns)
-    return np.asarray(preprocess.to_float(jnp.asarray(images))), np.asarray(patterns)
+    images = jnp.concatenate([clean] * COPIES)
+    corrupted = {}
+    for kind, changes in KINDS.items():
+        drawn = dataclasses.replace(CorruptionConfig(clean=0.0), **changes)
+        corrupt = jax.jit(functools.partial(corruption.corrupt, config=drawn))
+        batch = corrupt(rng.stream(jax.random.key(7), kind), images, patterns)
+        changed = jnp.abs(batch.corrupted - images).max(-1) > CHANGED
+        wrong = (batch.mask[..., 0] > VISIBLE) & changed
+        corrupted[kind] = Corrupted(np.asarray(batch.corrupted), np.asarray(wrong))
+    return HeldOut(np.asarray(clean), corrupted)
 
 
 def judge(
-    config: Config,
-    params: Any,
-    images: np.ndarray,
-    patterns: np.ndarray,
-    settings: list[EvalConfig],
+    config: Config, params: Any, held_out: HeldOut, settings: list[EvalConfig]
 ) -> Iterator[dict[str, float]]:
     """Measures of one model, a row for each of `settings`."""
     f = jax.jit(unet.bind(config.model, params))
@@ -90,35 +122,30 @@ def judge(
         parts = [[a[i : i + PART] for a in arrays] for i in range(0, len(arrays[0]), PART)]
         return np.concatenate([np.asarray(function(*map(jnp.asarray, part))) for part in parts])
 
-    clean = images[: len(images) // COPIES]
-    pairs = {"": (clean, in_parts(f, clean))}
-    masks = {}
-    for kind, changes in KINDS.items():
-        drawn = dataclasses.replace(CorruptionConfig(clean=0.0), **changes)
-        corrupt = jax.jit(functools.partial(corruption.corrupt, config=drawn))
-        key = rng.stream(jax.random.key(7), kind)
-        batch = corrupt(key, jnp.asarray(images), jnp.asarray(patterns))
-        corrupted = np.asarray(batch.corrupted)
-        pairs[kind] = corrupted, in_parts(f, corrupted)
-        changed = np.abs(corrupted - images).max(-1) > CHANGED
-        masks[kind] = (np.asarray(batch.mask[..., 0]) > VISIBLE) & changed
-    bias = float(np.sqrt(np.mean((pairs[""][1] - clean) ** 2)))
+    clean, corrupted = held_out
+    reconstructions = {kind: in_parts(f, images) for kind, (images, _) in corrupted.items()}
+    normal = in_parts(f, clean)
+    bias = float(np.sqrt(np.mean((normal - clean) ** 2)))
     for one in settings:
-        compare = functools.partial(difference, config=one)
-        maps = {kind: in_parts(compare, *pair) for kind, pair in pairs.items()}
-        normal = maps.pop("")
-        row = {kind: metrics.average_precision(maps[kind], masks[kind]) for kind in KINDS}
-        mean = float(np.mean(list(row.values())))
-        row |= {"mean": mean, "bias": bias}
-        for score in SCORES:
-            found = []
-            for kind, values in maps.items():
-                corrupted = values[masks[kind].any((1, 2))]
-                both = jnp.asarray(np.concatenate([corrupted, normal]))
-                scores = np.asarray(anomaly_map.image_score(both, score, one.topk_share))
-                found.append(metrics.auroc(scores, np.arange(len(both)) < len(corrupted)))
-            row[f"image {score}"] = float(np.mean(found))
-        yield row
+        compare = jax.jit(functools.partial(difference, config=one))
+        normal_maps = in_parts(compare, clean, normal)
+        found, areas = {}, {name: [] for name in SCORES}
+        for kind, (images, wrong) in corrupted.items():
+            maps = in_parts(compare, images, reconstructions[kind])
+            found[kind] = metrics.pixel_metrics(zip(maps, wrong, strict=True))
+            maps = np.concatenate([maps[wrong.any((1, 2))], normal_maps])
+            labels = np.arange(len(maps)) < len(maps) - len(normal_maps)
+            for name in SCORES:
+                scores = anomaly_map.image_score(jnp.asarray(maps), name, one.topk_share)
+                areas[name].append(metrics.auroc(np.asarray(scores), labels))
+        row = {kind: values.average_precision for kind, values in found.items()}
+        row["mean"] = statistics.mean(row.values())
+        row["auroc"] = statistics.mean(values.auroc for values in found.values())
+        row["aupro"] = statistics.mean(values.aupro for values in found.values())
+        yield row | {
+            "bias": bias,
+            **{f"image {name}": statistics.mean(values) for name, values in areas.items()},
+        }
 
 
 def main() -> None:
@@ -135,6 +162,8 @@ def main() -> None:
     parser.add_argument("--topk", nargs="+", type=float, default=[0.01])
     arguments, overrides = parser.parse_known_args()
     choices = list(itertools.product(arguments.maps, arguments.smoothing, arguments.topk))
+    compilation.start()
+    checkpoint.leave_out_echoes()
     try:
         members = load_sweep(arguments.config, overrides)
         print(provenance.line("jax", "flax", "optax"), arguments.config, *overrides)
@@ -151,9 +180,8 @@ def main() -> None:
                 dataclasses.replace(config.eval, map=kind, smoothing_share=share, topk_share=topk)
                 for kind, share, topk in choices
             ]
-            rows = judge(
-                config, predict.load(workdir).params, *held_out(config, arguments.unseen), settings
-            )
+            held_out = open_held_out(config, arguments.unseen)
+            rows = judge(config, predict.load(workdir).params, held_out, settings)
             for (kind, share, topk), row in zip(choices, rows, strict=True):
                 cells = "  ".join(f"{name} {value:.3f}" for name, value in row.items())
                 print(f"  {kind:5s} smoothing {share:.3f} topk {topk:.3f}  {cells}", flush=True)

@@ -245,3 +245,61 @@ def test_the_layouts_hold_the_same_numbers(monkeypatch, layout):
     params = unet.UNet(config).init(jax.random.key(0), jnp.asarray(batch[0][:1]))
     _, take = twin.make_step(config, params, batch, layout=layout)
     np.testing.assert_allclose(take(), step.loss(params, batch, config), rtol=1e-5)
+
+
+@pytest.fixture
+def recipe(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    module = importlib.import_module("recipe")
+    monkeypatch.setattr(module.compilation, "start", lambda: None)
+    monkeypatch.setattr(module.checkpoint, "leave_out_echoes", lambda: None)
+    few = {kind: module.KINDS[kind] for kind in ("ellipses", "cutpaste")}
+    monkeypatch.setattr(module, "KINDS", few)
+    module._draw.cache_clear()
+    return module
+
+
+def test_recipe_trains_each_variant_once_and_draws_once(
+    recipe, tmp_path, monkeypatch, capsys, compilation_cache
+):
+    root = runs.make_folder(tmp_path)
+    file, *overrides = runs.words(root, train__steps=10, train__panel_every=10)
+    sweep = tmp_path / "sweep.py"
+    source = Path(file.removeprefix("--config=")).read_text()
+    source += """
+
+def sweep(add, arg=None):
+    add("plain", 0, {})
+    add("flipped", 0, {"data.augmentation": "flips"})
+"""
+    sweep.write_text(source)
+    command = ["recipe.py", f"--config={sweep}", f"--workdir={tmp_path / 'W'}", *overrides]
+    monkeypatch.setattr("sys.argv", [*command, "--maps", "mse", "ssim", "--smoothing", ".1"])
+    recipe.main()
+    first = capsys.readouterr().out
+    assert recipe._draw.cache_info().misses == 1
+    for name in ("plain", "flipped"):
+        assert f"\n{name}, seed 0: 10 steps" in first
+    rows = [line for line in first.splitlines() if line.startswith("  ")]
+    assert [row.split()[0] for row in rows] == ["mse", "ssim"] * 2
+    for row in rows:
+        for name in ("ellipses", "cutpaste", "mean", "auroc", "aupro", "image sum"):
+            assert 0 < float(re.findall(rf"{name} ([\d.]+)", row)[0]) <= 1
+
+    trained = {path: path.stat().st_mtime_ns for path in tmp_path.glob("W/*/checkpoints/*/*")}
+    recipe.main()
+    again = capsys.readouterr().out
+    assert [line for line in again.splitlines() if line.startswith("  ")] == rows
+    assert trained == {p: p.stat().st_mtime_ns for p in tmp_path.glob("W/*/checkpoints/*/*")}
+
+
+def test_recipe_judges_the_identity_as_chance(recipe, tmp_path, monkeypatch):
+    config = runs.load_config(runs.make_folder(tmp_path))
+    held_out = recipe.open_held_out(config, unseen="")
+    assert len(held_out.corrupted["cutpaste"].images) == recipe.COPIES * len(held_out.clean)
+    monkeypatch.setattr(recipe.unet, "bind", lambda model, params: lambda x: x)
+    (row,) = recipe.judge(config, None, held_out, [dataclasses.replace(config.eval, map="mse")])
+    assert row["bias"] == 0
+    assert row["auroc"] == row["image sum"] == row["image max"] == 0.5
+    for kind, (_, wrong) in held_out.corrupted.items():
+        assert row[kind] == pytest.approx(wrong.mean())
