@@ -59,6 +59,7 @@ KINDS = {  # what a defect may look like; all of one opacity range, so that none
     "cutpaste": {"kind": "cutpaste"},
     "structural": {"kind": "structural"},
     "on structure": {"kind": "structural", "placement": "structure", "max_axis": 0.1},
+    "broad": {"kind": "structural", "min_axis": 0.2, "max_axis": 0.5, "max_blobs": 1},
 }
 
 

@@ -21,6 +21,8 @@ RESIDUAL = PLAIN | {"model.output": "residual"}
 LIGHT = RESIDUAL | {"objective.weight": 0.05}
 STRUCTURAL = {"corruption.kind": "structural"}
 GROUP = {"model.norm": "group"}
+TURNS = {"data.augmentation": "quarter_turns"}
+PLACED = {"corruption.placement": "structure"}
 FAST = {"optimizer.learning_rate": 3e-3}
 
 QUESTIONS: dict[str, dict[str, Mapping[str, Any]]] = {
@@ -49,6 +51,15 @@ QUESTIONS: dict[str, dict[str, Mapping[str, Any]]] = {
         "residual, .05": LIGHT | STRUCTURAL,
         "sigmoid, .5": PLAIN | STRUCTURAL,
         "sigmoid, .05": PLAIN | STRUCTURAL | {"objective.weight": 0.05},
+    },
+    # For parts that lie at any angle; with --config.data.crop=128.
+    "view": {
+        "rotation": {"data.augmentation": "rotation"},
+        "rotation, placed": {"data.augmentation": "rotation"} | PLACED,
+        "turns": TURNS,
+        "turns, placed": TURNS | PLACED,
+        "turns, whole images": TURNS | {"data.crop": 0, "train.batch_size": 2},
+        "turns, sigmoid": TURNS | {"model.output": "sigmoid"},
     },
 }
 
