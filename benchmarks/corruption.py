@@ -25,7 +25,7 @@ import numpy as np
 import scipy
 import scipy.ndimage
 
-from pae_jax import corruption, provenance
+from pae_jax import corruption, masks, provenance
 from pae_jax.config import Config, CorruptionConfig, DataConfig
 from pae_jax.train_step import init_state, make_examples, train_step
 
@@ -130,7 +130,7 @@ def main() -> None:
     batch = jax.device_put({"image": images, "texture": textures})
     key = jax.random.key(0)
     perlin = CorruptionConfig(mask="perlin")
-    kinds = {f"texture, {m}": CorruptionConfig(mask=m) for m in corruption.MASKS}
+    kinds = {f"texture, {m}": CorruptionConfig(mask=m) for m in masks.MASKS}
     kinds |= {k: CorruptionConfig(kind=k) for k in corruption.KINDS if k != "texture"}
 
     plain = Config(data=DataConfig(size=size))

@@ -11,7 +11,7 @@ import pytest
 import scipy.ndimage
 import scipy.stats
 
-from pae_jax import corruption, rng
+from pae_jax import corruption, masks, rng
 from pae_jax.config import CorruptionConfig
 
 KEY = jax.random.key(0)
@@ -49,11 +49,11 @@ def corrupt_and_draw_again(key, images, textures, config):
 
 
 @functools.cache
-def masks(**keys) -> np.ndarray:
+def drawn(**keys) -> np.ndarray:
     """500 masks of 64×64 pixels under the default configuration with some keys replaced."""
     config = dataclasses.replace(DEFAULT, **keys)
     image = jnp.zeros((64, 64, 3))
-    draw = functools.partial(corruption.MASKS[config.mask], image=image, config=config)
+    draw = functools.partial(masks.MASKS[config.mask], image=image, config=config)
     return np.asarray(jit(jax.vmap(draw))(jax.random.split(KEY, 500)))
 
 
@@ -67,8 +67,8 @@ def kind(key, image, texture, config):
 def test_registries_and_configuration_agree():
     fields = {f.name: f.metadata["choices"] for f in dataclasses.fields(CorruptionConfig)}
     assert set(fields["kind"]) == set(corruption.KINDS)
-    assert set(fields["mask"]) == set(corruption.MASKS)
-    assert set(fields["placement"]) == set(corruption.PLACEMENTS)
+    assert set(fields["mask"]) == set(masks.MASKS)
+    assert set(fields["placement"]) == set(masks.PLACEMENTS)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -132,10 +132,10 @@ def test_clean_share():
     np.testing.assert_array_equal(corrupted[clean], x[clean])
 
 
-@pytest.mark.parametrize("family", corruption.MASKS)
+@pytest.mark.parametrize("family", masks.MASKS)
 def test_opacity_is_uniform_with_mass_near_zero(family):
     # A single blob several pixels wide reaches its opacity on a plateau.
-    opacity = masks(mask=family, max_blobs=1, min_axis=0.1, softness=0.1).max(axis=(1, 2))
+    opacity = drawn(mask=family, max_blobs=1, min_axis=0.1, softness=0.1).max(axis=(1, 2))
     assert scipy.stats.kstest(opacity, "uniform").pvalue > 0.01
     # A share of 0.05 ± 4 standard deviations lies below 0.05.
     assert opacity.min() > 0
@@ -143,7 +143,7 @@ def test_opacity_is_uniform_with_mass_near_zero(family):
 
 
 def test_opacity_limits_and_one_opacity_per_blob():
-    result = masks(min_opacity=0.3, max_opacity=0.6, min_blobs=4, min_axis=0.05)
+    result = drawn(min_opacity=0.3, max_opacity=0.6, min_blobs=4, min_axis=0.05)
     peaks = result.max(axis=(1, 2))
     assert peaks.min() >= 0.3 and peaks.max() <= 0.6
     # The largest of four opacities exceeds 0.45 with probability 15/16 ± 4 standard deviations.
@@ -155,14 +155,14 @@ def test_opacity_limits_and_one_opacity_per_blob():
 @pytest.mark.parametrize(("family", "area"), [("ellipses", math.pi * 0.04), ("boxes", 0.16)])
 def test_blob_area(family, area):
     exact = {"min_axis": 0.2, "max_axis": 0.2, "distortion": 0.0, "softness": 0.01}
-    result = masks(mask=family, max_blobs=1, min_opacity=1.0, **exact).mean(axis=(1, 2))
+    result = drawn(mask=family, max_blobs=1, min_opacity=1.0, **exact).mean(axis=(1, 2))
     # Blobs that the border does not cut have the exact area, but for the pixel grid.
     assert abs(np.quantile(result, 0.9) - area) < 0.04 * area
     assert result.max() < 1.04 * area
 
 
 def test_default_mask_areas():
-    area = (masks() > 0).mean(axis=(1, 2))
+    area = (drawn() > 0).mean(axis=(1, 2))
     # A pixel at least (rarely beyond the border), four discs of a quarter of the side at most;
     # log-uniform half-axes between 1 % and 25 % make most blobs small.
     assert (area > 0).mean() > 0.99
@@ -173,14 +173,14 @@ def test_default_mask_areas():
 def test_number_of_blobs():
     connected = functools.partial(scipy.ndimage.label, structure=np.ones((3, 3)))
     tiny = {"min_axis": 0.03, "max_axis": 0.03, "distortion": 0.0}
-    counts = np.array([connected(m > 0)[1] for m in masks(min_blobs=2, **tiny)])
+    counts = np.array([connected(m > 0)[1] for m in drawn(min_blobs=2, **tiny)])
     # Few of such small blobs touch.
     assert counts.max() == 4
     assert np.abs(np.bincount(counts, minlength=5)[2:] / 500 - 1 / 3).max() < 0.12
 
 
 def test_perlin_areas_and_non_emptiness():
-    area = (masks(mask="perlin") > 0).mean(axis=(1, 2))
+    area = (drawn(mask="perlin") > 0).mean(axis=(1, 2))
     assert area.min() > 0 and area.max() < 0.7
     assert 0.03 < np.median(area) < 0.4
 
@@ -190,7 +190,7 @@ WIDE = {"max_blobs": 1, "min_axis": 0.25, "softness": 0.5}
 
 @pytest.mark.parametrize("distortion", [0.0, 0.5])
 def test_ellipses_are_smooth(distortion):
-    result = masks(**WIDE, distortion=distortion)
+    result = drawn(**WIDE, distortion=distortion)
     step = max(np.abs(np.diff(result, axis=axis)).max() for axis in (1, 2))
     # The edge is softness · axis = 8 pixels wide and the smoothstep's steepest slope is 1.5; the
     # distortion compresses it to no less than a third.
@@ -198,19 +198,18 @@ def test_ellipses_are_smooth(distortion):
 
 
 def test_distortion_changes_the_shape_not_the_place():
-    plain, bent = (masks(**WIDE, distortion=d) for d in (0.0, 0.5))
+    plain, bent = (drawn(**WIDE, distortion=d) for d in (0.0, 0.5))
     union = np.maximum(plain, bent).sum(axis=(1, 2))
     overlap = np.minimum(plain, bent).sum(axis=(1, 2)) / union
     assert 0.6 < np.median(overlap) < 0.95
 
 
 def test_gradient_noise_is_perlins():
-    key, shape, cell = jax.random.key(3), (11, 14), (3.5, 4.25)
-    noise = functools.partial(corruption.gradient_noise, shape=shape, min_cell=3.0)
-    ours = jit(noise)(key, cell=jnp.array(cell))
-    angle_key, phase_key = jax.random.split(key)
-    angle = np.asarray(jax.random.uniform(angle_key, (6, 7), maxval=2 * math.pi), np.float64)
-    phase = np.asarray(jax.random.uniform(phase_key, (2,)), np.float64)
+    shape, cell = (11, 14), (3.5, 4.25)
+    assert masks.lattice(shape, min_cell=3.0) == (6, 7)
+    turns, phase = uniform(3, 6, 7), uniform(4, 2)
+    ours = jit(functools.partial(masks.gradient_noise, shape=shape))(turns, phase, cell=jnp.array(cell))
+    angle = 2 * math.pi * turns.astype(np.float64)
 
     def fade(t):
         return 6 * t**5 - 15 * t**4 + 10 * t**3
@@ -348,7 +347,7 @@ def test_placement_on_structure_is_half_uniform_half_by_the_squared_gradient():
     expected = 0.5 / energy.size + 0.5 * energy / energy.sum()
 
     u = (np.indices((400, 400)).reshape(2, -1).T + 0.5) / 400  # a lattice instead of draws
-    place = jax.jit(jax.vmap(lambda v: corruption.on_structure(v, jnp.asarray(image))))
+    place = jax.jit(jax.vmap(lambda v: masks.on_structure(v, jnp.asarray(image))))
     places = np.asarray(place(u.astype(np.float32)))
     pixels = places.astype(int)
     np.testing.assert_array_equal(places, pixels + 0.5)
@@ -360,5 +359,5 @@ def test_placement_on_structure_is_half_uniform_half_by_the_squared_gradient():
 def test_placement_on_a_flat_image_is_uniform():
     u = uniform(11, 500, 2)
     image = jnp.full((6, 9, 3), 0.3)
-    both = [jax.vmap(lambda v, f=f: f(v, image))(u) for f in corruption.PLACEMENTS.values()]
+    both = [jax.vmap(lambda v, f=f: f(v, image))(u) for f in masks.PLACEMENTS.values()]
     np.testing.assert_array_equal(np.floor(both[0]), np.floor(both[1]))

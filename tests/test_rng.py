@@ -48,3 +48,12 @@ def test_keys_of_examples_pass_through():
     np.testing.assert_array_equal(bits(rng.per_example(keys, 4)), bits(keys))
     with pytest.raises(ValueError, match="batch of 5"):
         rng.per_example(keys, 5)
+
+
+def test_draw_is_one_draw_cut_into_shapes():
+    key = jax.random.key(5)
+    row, number, matrix = rng.draw(key, (3,), (), (2, 4))
+    together = jax.random.uniform(key, (12,))
+    np.testing.assert_array_equal(row, together[:3])
+    np.testing.assert_array_equal(number, together[3])
+    np.testing.assert_array_equal(matrix, together[4:].reshape(2, 4))
