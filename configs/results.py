@@ -18,9 +18,9 @@ CATEGORIES = {
     # and cut off what it turns out of it.
     "mvtec_screw": (256, 256, "quarter_turns", "sigmoid", "mse", 1 / 48),
     # Each tile under up to six exposures.
-    "magnetic_tile": (192, 192, "flips+exposure", "residual", "mse", 1 / 48),
+    "magnetic_tile": (192, 192, "flips", "sigmoid", "mse", 1 / 48),
     # Camera and part keep their places.
-    "ball_screw": (192, 448, "exposure", "residual", "mse", 1 / 48),
+    "ball_screw": (192, 448, "none", "sigmoid", "mse", 1 / 48),
 }
 
 
