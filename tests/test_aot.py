@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 import runs
 from data_pipelines.errors import BadInput
 from pae_jax import aot, config_file, hardware, main, sharding
+from pae_jax.config import Config
 
 CHIP = hardware.CHIPS["TPU v5 lite"]
 NEEDS = "needs libtpu: pip install -e '.[tpu]'"
@@ -34,7 +35,7 @@ ENTRY %main {
 """
 
 
-def tiny(*overrides: str) -> config.Config:
+def tiny(*overrides: str) -> Config:
     words = [f"--config.{key}={value}" for key, value in runs.SETTINGS.items()]
     words += ["--config.data.source=procedural", "--config.sharding.data=-1", *overrides]
     return config_file.load(str(runs.CONFIGS / "default.py"), words)

@@ -54,7 +54,7 @@ def test_from_images_to_metrics(name, root, tmp_path, capsys):
     command = ["train", *words(root, name), f"--workdir={tmp_path}"]
     assert main.main(command) == 0
     chosen = config_file.load(f"{FILE}:{name}", words(root, name)[1:])
-    assert f"finished at step {chosen.steps}" in capsys.readouterr().out
+    assert f"finished at step {methods.steps(chosen)}" in capsys.readouterr().out
     method = methods.METHODS[chosen.method]
     assert main.main(["evaluate", f"--workdir={tmp_path}", "--save_maps"]) == 0
 
@@ -66,7 +66,7 @@ def test_from_images_to_metrics(name, root, tmp_path, capsys):
         assert (found["per_type"]["crack"][key] is not None) == method.pixels
     assert ("pixel_auroc" in found["intervals"]) == method.pixels
     assert bool(found["diagnostics"]) == (name in ("draem", "pca"))
-    assert found["provenance"]["step"] == chosen.steps
+    assert found["provenance"]["step"] == methods.steps(chosen)
     if not method.pixels:
         assert found["image_auroc_sum"] == found["image_auroc_max"] == found["image_auroc_topk"]
     page = (tmp_path / "eval/report.html").read_text()
@@ -76,7 +76,7 @@ def test_from_images_to_metrics(name, root, tmp_path, capsys):
     log = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     validated = [line for line in log if "validation/loss" in line]
     assert [line["step"] for line in validated] == sorted(
-        {0, *range(0, chosen.steps, 2), chosen.steps}
+        {0, *range(0, methods.steps(chosen), 2), methods.steps(chosen)}
     )
     # Of a support vector machine a slack, which may be 0.
     assert all(line["validation/loss"] > 0 or name == "one_class_svm" for line in validated)
@@ -142,7 +142,9 @@ def test_members_of_a_population_are_what_they_would_be_alone(name, root, tmp_pa
     ]
     folders = [tmp_path / str(i) for i in (0, 1)]
     results = population.train_population(list(zip(chosen, folders, strict=True)))
-    assert [(one.outcome, one.step) for one in results] == [("finished", chosen[0].steps)] * 2
+    assert [(one.outcome, one.step) for one in results] == [
+        ("finished", methods.steps(chosen[0]))
+    ] * 2
     train.train_and_evaluate(chosen[1], tmp_path / "alone")
     (_, together), (_, alone) = (runs.read_state(tmp_path / name) for name in ("1", "alone"))
     for leaf, other in zip(together, alone, strict=True):

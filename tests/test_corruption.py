@@ -208,7 +208,9 @@ def test_gradient_noise_is_perlins():
     shape, cell = (11, 14), (3.5, 4.25)
     assert masks.lattice(shape, min_cell=3.0) == (6, 7)
     turns, phase = uniform(3, 6, 7), uniform(4, 2)
-    ours = jit(functools.partial(masks.gradient_noise, shape=shape))(turns, phase, cell=jnp.array(cell))
+    ours = jit(functools.partial(masks.gradient_noise, shape=shape))(
+        turns, phase, cell=jnp.array(cell)
+    )
     angle = 2 * math.pi * turns.astype(np.float64)
 
     def fade(t):

@@ -235,7 +235,7 @@ def trained(chosen: config.Config) -> tuple[train_step.TrainState, list[float]]:
     state = initial(chosen)
     step = jax.jit(functools.partial(train_step.train_step, config=chosen))
     losses = []
-    for drawn in stream(chosen, chosen.steps):
+    for drawn in stream(chosen, methods.steps(chosen)):
         state, values = step(state, drawn, KEY)
         losses.append(float(values["loss"]))
     return state, losses
