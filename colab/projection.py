@@ -55,8 +55,18 @@ from sklearn.svm import OneClassSVM
 
 from configs import smoke
 from data_pipelines.dataset import open_test
-from pae_jax import config as configuration
-from pae_jax import evaluate, metrics, pictures, predict, preprocess, run, train, unet, validation
+from pae_jax import (
+    config_file,
+    evaluate,
+    metrics,
+    pictures,
+    predict,
+    preprocess,
+    run,
+    train,
+    unet,
+    validation,
+)
 from pae_jax.fixed_point import fixed_point, iterate
 from pae_jax.known_manifolds import MIDDLE, Plane, Sphere, slice_contraction
 
@@ -403,7 +413,7 @@ def make_config(**changes):
         "eval__max_steps": 30,
     }
     words = [f"--config.{k.replace('__', '.')}={v}" for k, v in (settings | changes).items()]
-    return configuration.load(smoke.__file__, words)
+    return config_file.load(smoke.__file__, words)
 
 
 config = make_config()
