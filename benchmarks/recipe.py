@@ -44,7 +44,7 @@ from pae_jax import (
     train,
     unet,
 )
-from pae_jax.config import Config, CorruptionConfig, EvalConfig
+from pae_jax.config import Config, CorruptionConfig, EvalConfig, TrainConfig
 from pae_jax.config_file import load_sweep
 from pae_jax.detection import SCORES, VISIBLE, difference
 
@@ -83,7 +83,7 @@ def open_held_out(config: Config, unseen: str) -> HeldOut:
     Variants whose images and textures agree share one reading and one drawing.
     """
     data = dataclasses.replace(config.data, augmentation="none", crop=0)
-    return _draw(dataclasses.replace(Config(data=data), train=config.train), unseen)
+    return _draw(Config(data=data, train=TrainConfig(seed=config.train.seed)), unseen)
 
 
 @functools.lru_cache(1)

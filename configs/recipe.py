@@ -21,6 +21,7 @@ RESIDUAL = PLAIN | {"model.output": "residual"}
 LIGHT = RESIDUAL | {"objective.weight": 0.05}
 STRUCTURAL = {"corruption.kind": "structural"}
 GROUP = {"model.norm": "group"}
+ROTATION = {"data.augmentation": "rotation"}
 TURNS = {"data.augmentation": "quarter_turns"}
 PLACED = {"corruption.placement": "structure"}
 FAST = {"optimizer.learning_rate": 3e-3}
@@ -54,8 +55,9 @@ QUESTIONS: dict[str, dict[str, Mapping[str, Any]]] = {
     },
     # For parts that lie at any angle; with --config.data.crop=128.
     "view": {
-        "rotation": {"data.augmentation": "rotation"},
-        "rotation, placed": {"data.augmentation": "rotation"} | PLACED,
+        "rotation": ROTATION,
+        "rotation, placed": ROTATION | PLACED,
+        "rotation, placed, exposure": {"data.augmentation": "rotation+exposure"} | PLACED,
         "turns": TURNS,
         "turns, placed": TURNS | PLACED,
         "turns, whole images": TURNS | {"data.crop": 0, "train.batch_size": 2},

@@ -36,7 +36,7 @@ class RunLog:
 
             purge = start + 1 if start else None
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge)
-        self._bar = _progress(methods.steps(config), start)
+        self._bar = _progress(self._last, start)
         self._since, self._waited, self._steps = time.perf_counter(), 0.0, 0
 
     def __enter__(self) -> "RunLog":

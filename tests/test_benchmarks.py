@@ -270,7 +270,7 @@ def test_recipe_trains_each_variant_once_and_draws_once(
 
 def sweep(add, arg=None):
     add("plain", 0, {})
-    add("flipped", 0, {"data.augmentation": "flips"})
+    add("flipped", 0, {"data.augmentation": "flips", "train.batch_size": 2})
 """
     sweep.write_text(source)
     command = ["recipe.py", f"--config={sweep}", f"--workdir={tmp_path / 'W'}", *overrides]
