@@ -11,16 +11,11 @@ import scipy.ndimage
 
 from data_pipelines.errors import BadInput
 from pae_jax import augmentation
-
-KEY = jax.random.key(0)
+from sampling import KEY, jit, uniform
 
 
 def images(batch: int, height: int, width: int, channels: int = 3) -> np.ndarray:
-    return np.random.default_rng(1).random((batch, height, width, channels), np.float32)
-
-
-# Many programs, each run once or twice: spend less on compiling them.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    return uniform(1, batch, height, width, channels)
 
 
 @functools.partial(jit, static_argnums=(2, 3))
