@@ -42,6 +42,8 @@ CATEGORIES: dict[str, Mapping[str, Any]] = {
         "data.size": 128,
         "data.augmentation": "flips+exposure",
         "model.output": "sigmoid",
+        "eval.smoothing_share": 1 / 48,
+        "eval.score": "topk",
         "train.steps": 10_000,
     },
 }
