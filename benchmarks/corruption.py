@@ -25,9 +25,10 @@ import numpy as np
 import scipy
 import scipy.ndimage
 
-from pae_jax import corruption, masks, provenance
+from pae_jax import corruption, masks
 from pae_jax.config import Config, CorruptionConfig, DataConfig
 from pae_jax.train_step import init_state, make_examples, train_step
+from pae_jax.workdir import provenance
 
 Draw = np.random.Generator
 POLICIES = ("none", "flips+quarter_turns", "rotation")
@@ -103,7 +104,7 @@ def numpy_example(
     """(x̂, x, M) of one image."""
     x = numpy_augment(draw, image, policy).astype(np.float32) / 255
     y = numpy_texture(draw, texture, len(x), config)
-    mask = (draw.random() >= config.clean) * numpy_mask(draw, len(x), config)[..., None]
+    mask = (draw.random() >= config.clean_fraction) * numpy_mask(draw, len(x), config)[..., None]
     return mask * y + (1 - mask) * x, x, mask
 
 
@@ -133,7 +134,7 @@ def main() -> None:
     kinds = {f"texture, {m}": CorruptionConfig(mask=m) for m in masks.MASKS}
     kinds |= {k: CorruptionConfig(kind=k) for k in corruption.KINDS if k != "texture"}
 
-    plain = Config(data=DataConfig(size=size))
+    plain = Config(data=DataConfig(height=size, width=size))
     state = init_state(plain, key)
     step = ("training step", "none")
     calls: dict[tuple[str, str], Callable[[], Any]] = {

@@ -19,16 +19,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from pae_jax import feed, provenance, sharding, train, train_step
+from pae_jax import train, train_step
 from pae_jax.config import Config, from_config_dict
+from pae_jax.devices import sharding
+from pae_jax.devices.batches import is_resident, open_batches, steps_per_call
+from pae_jax.workdir import provenance
 
 LAYOUTS: dict[str, dict[str, dict[str, Any]]] = {
-    "streamed": {"data": {"resident": "no"}},
-    "resident": {"data": {"resident": "yes"}},
-    "resident, 10 steps a call": {"data": {"resident": "yes"}, "train": {"steps_per_call": 10}},
+    "streamed": {"data": {"on_device": "no"}},
+    "resident": {"data": {"on_device": "yes"}},
+    "resident, 10 steps a call": {"data": {"on_device": "yes"}, "train": {"steps_per_call": 10}},
     "bfloat16": {"model": {"dtype": "bfloat16"}},
     "remat": {"model": {"remat": True}},
-    "accumulate 4": {"train": {"accumulate": 4}},
+    "accumulate 4": {"train": {"grad_accumulation_steps": 4}},
 }
 
 
@@ -38,11 +41,11 @@ def make_config(options: argparse.Namespace, layout: dict[str, dict[str, Any]]) 
         "model": {
             "widths": options.widths,
             "branch_width": options.widths[0],
-            "rates": (1, 2),
-            "kernel": 3,
+            "dilation_rates": (1, 2),
+            "dilated_kernel_size": 3,
         },
         "train": {"batch_size": options.batch},
-        "sharding": {"data": 1},
+        "sharding": {"data_parallel": 1},
     }
     return from_config_dict({key: values | layout.get(key, {}) for key, values in base.items()})
 
@@ -52,12 +55,10 @@ def prepare(config: Config, images: np.ndarray) -> tuple[Callable[[int], float],
     mesh = sharding.make_mesh(config)
     key = jax.random.key(0)
     state = train.initial_state(config, key, mesh)
-    on_device = feed.resident(config, images, images)
-    steps = feed.steps_per_call(config, on_device=on_device)
-    store, batches = feed.open_feed(
-        config, images, images, start=0, steps=steps, on_device=on_device
-    )
-    placed = sharding.place(store, sharding.replicated(mesh))
+    on_device = is_resident(config, images, images)
+    steps = steps_per_call(config, on_device=on_device)
+    store, batches = open_batches(config, images, images, start=0, steps=steps, on_device=on_device)
+    placed = sharding.to_global(store, sharding.replicated_sharding(mesh))
     step = sharding.compile_step(
         lambda *args, axis=None: train_step.train_step(*args, config=config, axis=axis),
         mesh,
@@ -71,7 +72,7 @@ def prepare(config: Config, images: np.ndarray) -> tuple[Callable[[int], float],
         host = 0.0
         for _ in range(count // steps):
             start = time.perf_counter()
-            batch = sharding.place(next(batches), sharding.split(mesh))
+            batch = sharding.to_global(next(batches), sharding.batch_sharding(mesh))
             state, _ = step(state, placed, batch, key)
             host += time.perf_counter() - start
             jax.block_until_ready(state)

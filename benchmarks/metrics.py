@@ -125,7 +125,7 @@ def main() -> None:
         name, kind = options.measure
         print(json.dumps(measure(name, kind, options.images, options.sizes[0])))
         return
-    from pae_jax import provenance  # not in the processes that are measured
+    from pae_jax.workdir import provenance
 
     print(provenance.line("numpy", "scikit-learn"))
     print(f"{options.images} maps; memory in multiples of the float32 maps, which it includes")

@@ -17,7 +17,6 @@ import time
 import jax
 import numpy as np
 
-from pae_jax import provenance
 from pae_jax.config import (
     Config,
     DataConfig,
@@ -29,6 +28,7 @@ from pae_jax.config import (
     TrainConfig,
 )
 from pae_jax.train_step import init_state, train_step
+from pae_jax.workdir import provenance
 
 PLAIN = "plain"
 VARIANTS = {
@@ -61,9 +61,9 @@ def main() -> None:
     options = parser.parse_args()
     names = list(dict.fromkeys([PLAIN, *options.only]))
     config = Config(
-        data=DataConfig(size=options.size, texture_size=options.size),
+        data=DataConfig(height=options.size, width=options.size, texture_size=options.size),
         model=ModelConfig(
-            widths=tuple(options.widths), branch_width=options.widths[0], rates=(1, 2, 4)
+            widths=tuple(options.widths), branch_width=options.widths[0], dilation_rates=(1, 2, 4)
         ),
         train=TrainConfig(batch_size=options.batch),
     )

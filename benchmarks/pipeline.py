@@ -26,8 +26,9 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.pipeline import batches
-from pae_jax import provenance, run, train_step
+from pae_jax import train_step
 from pae_jax.config import Config, from_config_dict
+from pae_jax.workdir import provenance, run
 
 Batches = Iterator[dict[str, np.ndarray]]
 
@@ -55,7 +56,7 @@ def forget(folder: Path) -> None:
 def open_batches(config: Config) -> tuple[Batches, int]:
     """The batches of a run from step 0 on, and how many make an epoch."""
     data, textures = run.open_data(config)
-    train, workers = config.train, config.data.workers
+    train, workers = config.train, config.data.num_threads
     stream = batches(
         data.images, textures.train, seed=0, batch_size=train.batch_size, workers=workers
     )

@@ -4,7 +4,7 @@
 
 One step of all members, on CPU devices made for the purpose or on what accelerators there are:
 "alone" is N calls of the single run's compiled step; the others are the population's, its members
-on one device in turn ("unroll", "map") or together ("vmap"); see `sharding.population`. The
+on one device in turn ("unroll", "map") or together ("vmap"); see `population.mapping`. The
 contestants take turns; ratios are medians over the rounds of time / time of "alone" in the same
 round. One round of warm-up is left out. Compiling counts once for a population and N times for
 runs whose weights differ.
@@ -32,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", options.devices)
 
-    from pae_jax import provenance
+    from pae_jax.workdir import provenance
 
     print(provenance.line("jax"))
     print(
@@ -70,11 +70,11 @@ def make_config(options: argparse.Namespace, how: str = "auto") -> Any:
             "model": {
                 "widths": options.widths,
                 "branch_width": options.widths[0],
-                "rates": (1, 2),
-                "kernel": 3,
+                "dilation_rates": (1, 2),
+                "dilated_kernel_size": 3,
             },
             "train": {"batch_size": options.batch},
-            "sharding": {"population": how, "data": 1},
+            "sharding": {"population": how, "data_parallel": 1},
         }
     )
 
@@ -90,13 +90,14 @@ def make_batch(options: argparse.Namespace, *leading: int) -> dict[str, Any]:
 
 def alone(options: argparse.Namespace) -> Callable[[], Any]:
     """N single runs, each on one device, one after the other."""
-    from pae_jax import sharding, train, train_step
+    from pae_jax import train, train_step
+    from pae_jax.devices import sharding
 
     config = make_config(options)
     mesh = sharding.make_mesh(config)
     keys = [jax.random.key(i) for i in range(options.members)]
     states = [train.initial_state(config, key, mesh) for key in keys]
-    batch = sharding.place(make_batch(options), sharding.split(mesh))
+    batch = sharding.to_global(make_batch(options), sharding.batch_sharding(mesh))
     step = sharding.compile_step(
         lambda *args, axis=None: train_step.train_step(*args, config=config, axis=axis),
         mesh,
@@ -117,7 +118,8 @@ def together(options: argparse.Namespace, how: str) -> Callable[[], Any]:
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from pae_jax import population, sharding, train_step
+    from pae_jax import population, train_step
+    from pae_jax.devices import sharding
 
     config = make_config(options, how)
     program = population.Population([config] * options.members)
@@ -129,7 +131,7 @@ def together(options: argparse.Namespace, how: str) -> Callable[[], Any]:
     batch = jax.device_put(make_batch(options, options.members), split)
     numbers = {"optimizer.learning_rate": jax.device_put(jnp.full(options.members, 1e-4), split)}
     call = jax.jit(population.call(config, program.mesh, steps=1), donate_argnums=0)
-    step = sharding.Compiled(call)
+    step = sharding.CompiledOnce(call)
 
     def run() -> None:
         nonlocal state

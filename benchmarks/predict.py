@@ -27,8 +27,10 @@ import jax
 import numpy as np
 from pipeline import write_images
 
-from pae_jax import compilation, predict, provenance, train
+from pae_jax import detection, predict, train
 from pae_jax.config import from_config_dict
+from pae_jax.devices import process
+from pae_jax.workdir import provenance, trained_model
 
 
 def make_model(options: argparse.Namespace, folder: Path) -> Path:
@@ -50,7 +52,7 @@ def make_model(options: argparse.Namespace, folder: Path) -> Path:
                 "validation_examples": 1,
                 "tensorboard": False,
             },
-            "sharding": {"data": 1},
+            "sharding": {"data_parallel": 1},
         }
     )
     train.train_and_evaluate(config, folder / "run")
@@ -70,8 +72,8 @@ def turns(calls: dict[Any, Callable[[], Any]], rounds: int) -> dict[Any, float]:
 
 def without_files(workdir: Path, options: argparse.Namespace) -> dict[int, float]:
     """Seconds of an image by batch size."""
-    model = predict.load(workdir)
-    run = jax.jit(functools.partial(predict.detect, config=model.config))
+    model = trained_model.load(workdir)
+    run = jax.jit(functools.partial(detection.detect, config=model.config))
     rng = np.random.default_rng(0)
 
     def call(count: int) -> Callable[[], Any]:
@@ -123,7 +125,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["PAE_CACHE"] = str(folder / "cache")
-        compilation.use_cache()  # as the command does
+        process.use_cache()  # as the command does
         write_images(folder / "data/train/good", options.images, options.png, 0)
         part = folder / "part"
         part.mkdir()

@@ -36,9 +36,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pae_jax import objective, provenance, train_step, unet
+from pae_jax import objective, train_step, unet
 from pae_jax.config import Config, ModelConfig
-from pae_jax.huge_pages import use_huge_pages
+from pae_jax.devices.process import restart_with_huge_pages
+from pae_jax.workdir import provenance
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 # Relative, in float32. A gradient may differ by more than rounding: among millions of ReLUs some
@@ -198,9 +199,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--branch_width", type=int, help="the first width, unless given")
-    parser.add_argument("--rates", type=int, nargs="+", default=default.rates)
-    parser.add_argument("--kernel", type=int, default=default.kernel)
-    parser.add_argument("--stem", type=int, default=default.stem)
+    parser.add_argument("--rates", type=int, nargs="+", default=default.dilation_rates)
+    parser.add_argument("--kernel", type=int, default=default.dilated_kernel_size)
+    parser.add_argument("--stem", type=int, default=default.patch_size)
     parser.add_argument("--norm", nargs="+", default=["group", "none"])
     parser.add_argument("--only", nargs="+", default=[], help="beginnings of contestants' names")
     parser.add_argument("--rounds", type=int, default=5)
@@ -237,11 +238,11 @@ def main() -> None:
     for norm in options.norm:
         for size in options.sizes:
             config = ModelConfig(
-                stem=options.stem,
+                patch_size=options.stem,
                 widths=tuple(options.widths),
                 branch_width=options.branch_width or options.widths[0],
-                rates=tuple(options.rates),
-                kernel=options.kernel,
+                dilation_rates=tuple(options.rates),
+                dilated_kernel_size=options.kernel,
                 norm=norm,
             )
             batch = make_batch(size, options.batch)
@@ -267,5 +268,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    use_huge_pages()  # as `pae` does; for both sides
+    restart_with_huge_pages()  # as `pae` does; for both sides
     main()

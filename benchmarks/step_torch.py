@@ -33,7 +33,7 @@ def _norm(channels: int, config: ModelConfig) -> nn.Module:
 class Stage(nn.Module):
     def __init__(self, inputs: int, width: int, config: ModelConfig):
         super().__init__()
-        self.count = config.convolutions
+        self.count = config.convs_per_stage
         for i in range(self.count):
             self.add_module(f"Conv_{i}", _convolution(width if i else inputs, width, 3))
             self.add_module(f"GroupNorm_{i}", _norm(width, config))
@@ -48,9 +48,11 @@ class Stage(nn.Module):
 class DilatedLayer(nn.Module):
     def __init__(self, channels: int, config: ModelConfig):
         super().__init__()
-        self.count, width = len(config.rates), config.branch_width
-        for i, rate in enumerate(config.rates):
-            self.add_module(f"Conv_{i}", _convolution(channels, width, config.kernel, rate))
+        self.count, width = len(config.dilation_rates), config.branch_width
+        for i, rate in enumerate(config.dilation_rates):
+            self.add_module(
+                f"Conv_{i}", _convolution(channels, width, config.dilated_kernel_size, rate)
+            )
         self.add_module(f"Conv_{self.count}", _convolution(self.count * width, channels, 1))
         self.GroupNorm_0 = _norm(self.count * width, config)
         self.GroupNorm_1 = _norm(channels, config)
@@ -67,7 +69,7 @@ class UNet(nn.Module):
 
     def __init__(self, config: ModelConfig, channels: int = 3):
         super().__init__()
-        self.config, blocks = config, channels * config.stem**2
+        self.config, blocks = config, channels * config.patch_size**2
         before = blocks
         for i, width in enumerate(config.widths):
             self.add_module(f"encoder_{i}", Stage(before, width, config))
@@ -81,7 +83,7 @@ class UNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         config = self.config
-        y = space_to_depth(2 * x - 1, config.stem)
+        y = space_to_depth(2 * x - 1, config.patch_size)
         encoded = []
         for i in range(len(config.widths)):
             encoded.append(self.get_submodule(f"encoder_{i}")(y))
@@ -91,7 +93,7 @@ class UNet(nn.Module):
         for i in reversed(range(len(config.widths))):
             y = functional.interpolate(y, scale_factor=2, mode="nearest")
             y = self.get_submodule(f"decoder_{i}")(torch.cat([y, encoded[i]], 1))
-        return torch.sigmoid(depth_to_space(self.Conv_0(y).float(), config.stem))
+        return torch.sigmoid(depth_to_space(self.Conv_0(y).float(), config.patch_size))
 
 
 def space_to_depth(x: torch.Tensor, factor: int) -> torch.Tensor:

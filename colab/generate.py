@@ -9,7 +9,7 @@ from typing import Any
 
 import jupytext
 
-from pae_jax.checkpoint import write_atomically
+from pae_jax.workdir.files import write_atomically
 
 HERE = Path(__file__).parent
 SOURCES = sorted(path for path in HERE.glob("*.py") if path.name != Path(__file__).name)

@@ -53,22 +53,13 @@ import numpy as np
 import optax
 from sklearn.svm import OneClassSVM
 
-from configs import smoke
 from data_pipelines.dataset import open_test
-from pae_jax import (
-    config_file,
-    evaluate,
-    metrics,
-    pictures,
-    predict,
-    preprocess,
-    run,
-    train,
-    unet,
-    validation,
-)
+from pae_jax import config_file, evaluate, image_ops, metrics, train, unet
+from pae_jax.configs import smoke
 from pae_jax.fixed_point import fixed_point, iterate
 from pae_jax.known_manifolds import MIDDLE, Plane, Sphere, slice_contraction
+from pae_jax.report import pictures
+from pae_jax.workdir import run, trained_model, validation
 
 # Sections 3 and 5 train for so many steps on images of so many pixels a side.
 STEPS = int(os.environ.get("PAE_NOTEBOOK_STEPS", "800"))
@@ -392,7 +383,7 @@ plt.show()
 # x̂ = M⊙y + (1−M)⊙x,  with the loss ‖*f*(x̂) − x‖², balanced between inside and outside of M.
 #
 # The settings are those of `configs/smoke.py`, a little changed for a short run: smaller images,
-# and `model.output=residual`, with which *f* begins near the identity.
+# and `model.output=residual_logit`, with which *f* begins near the identity.
 
 
 # %%
@@ -401,15 +392,15 @@ def make_config(**changes):
     settings = {
         "data__size": SIZE,
         "data__texture_size": SIZE,
-        "data__cache": WORK / "cache",
+        "data__cache_dir": WORK / "cache",
         "model__widths": (16, 32),
-        "model__output": "residual",
+        "model__output": "residual_logit",
         "train__steps": STEPS,
         "train__validate_every": STEPS,
         "train__checkpoint_every": STEPS,
         "train__panel_every": STEPS,
         "train__tensorboard": False,
-        "eval__bootstrap": 0,
+        "eval__bootstrap_resamples": 0,
         "eval__max_steps": 30,
     }
     words = [f"--config.{k.replace('__', '.')}={v}" for k, v in (settings | changes).items()]
@@ -431,14 +422,16 @@ print(f"{result.outcome} after {result.step} steps")
 # %%
 def bind(name):
     """The trained model in WORK/name as a function of images."""
-    model = predict.load(WORK / name)
+    model = trained_model.load(WORK / name)
     return jax.jit(unet.bind(model.config.model, model.params))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def follow(f, x):
     """x, f(x), f²(x), f³(x) and the iteration's end, (5, n, h, w, 3); and its `FixedPoint`."""
-    end = fixed_point(f, x, tolerance=config.eval.tolerance, max_steps=config.eval.max_steps)
+    end = fixed_point(
+        f, x, tolerance=config.eval.fixed_point_tolerance, max_steps=config.eval.max_steps
+    )
     return jnp.stack([x, *(iterate(f, x, n) for n in (1, 2, 3)), end.value]), end
 
 
@@ -478,7 +471,7 @@ draw_strips(f, corrupted[largest], mask[largest, ..., 0], ["corrupted"] * 4)
 test = open_test(config.data.spec, channels=data.channels)
 kinds = list(dict.fromkeys(test.types))
 chosen = [test.types.index(kind) for kind in kinds]
-judged = preprocess.to_float(jnp.asarray(test.images[np.array(chosen)]))
+judged = image_ops.to_float(jnp.asarray(test.images[np.array(chosen)]))
 draw_strips(f, judged, test.masks[chosen].astype(float), kinds)
 
 # %% [markdown]
@@ -489,7 +482,10 @@ draw_strips(f, judged, test.masks[chosen].astype(float), kinds)
 
 # %%
 evaluation = evaluate.evaluate(WORK / "plain")
-names = [f"image_auroc_{kind}" for kind in predict.SCORES] + ["pixel_auroc", "pixel_aupro"]
+names = [f"image_auroc_{kind}" for kind in detection.REPORTED_SCORES] + [
+    "pixel_auroc",
+    "pixel_aupro",
+]
 for name in names:
     print(f"{name:18s} {evaluation.metrics[name]:.3f}")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import elpv, folder
+from pae_jax.configs import elpv, folder
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -53,7 +53,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = folder.get_config() if arg == "tile" else elpv.get_config()
     # The paper's corruption and equal regions: the penalties' weights are meant for it.
     config.corruption.kind = "texture"
-    config.objective.weight = 0.5
+    config.objective.mask_weight = 0.5
     config.train.tensorboard = False
     if arg == "brief":
         config.train.steps = 800
@@ -62,13 +62,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.data.texture_size = 32
         config.model.widths = (8, 16)
         config.model.branch_width = 8
-        config.model.rates = (1, 2)
+        config.model.dilation_rates = (1, 2)
         config.train.steps = 60
         config.train.log_every = 10
         config.train.validate_every = 60
         config.train.checkpoint_every = 60
         config.train.validation_examples = 16
-        config.eval.bootstrap = 0
+        config.eval.bootstrap_resamples = 0
         config.eval.max_steps = 10
     return config
 

@@ -22,21 +22,21 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from configs import elpv, folder
+from pae_jax.configs import elpv, folder
 
 
 def ae_ssim(config: ConfigDict) -> None:
     """No skips and a bottleneck of 2 × 2 × 32 = 128 numbers at the recipe's size (100 at 128²)."""
-    poolings = (config.data.size // config.model.stem // 2).bit_length() - 1
+    poolings = (config.data.size // config.model.patch_size // 2).bit_length() - 1
     config.model.widths = (*(16, 24, 32, 48, 64)[1 - poolings :], 32)
     config.model.skip = "none"
     config.model.output = "sigmoid"  # nothing of the image goes around the bottleneck
     config.model.bottleneck_layers = 0
-    config.model.rates = (1,)
-    config.corruption.clean = 1.0
-    config.objective.weight = 1.0  # of M, which is 0: of the loss, the SSIM term is left
+    config.model.dilation_rates = (1,)
+    config.corruption.clean_fraction = 1.0
+    config.objective.mask_weight = 1.0  # of M, which is 0: of the loss, the SSIM term is left
     config.objective.ssim.weight = 1.0
-    config.eval.map = "ssim"
+    config.eval.anomaly_map = "ssim"
 
 
 def riad(config: ConfigDict) -> None:
@@ -44,11 +44,11 @@ def riad(config: ConfigDict) -> None:
     config.method = "inpainting"
     config.corruption.kind = "riad"
     config.model.output = "sigmoid"  # what is blacked out is no start
-    config.corruption.clean = 0.0
+    config.corruption.clean_fraction = 0.0
     config.objective.ssim.weight = 1.0
-    config.eval.map = "msgms"
+    config.eval.anomaly_map = "msgms"
     config.eval.smoothing = "mean"  # of 21 pixels at 256²
-    config.eval.score = "max"
+    config.eval.image_score = "max"
     config.eval.batch_size = 4  # an image is twelve
 
 
@@ -60,14 +60,14 @@ def cutpaste(config: ConfigDict) -> None:
 def draem(config: ConfigDict) -> None:
     """Published: a second network segments the image and its reconstruction."""
     config.corruption.kind = "draem"
-    config.corruption.clean = 0.5
-    config.eval.score = "max"
+    config.corruption.clean_fraction = 0.5
+    config.eval.image_score = "max"
 
 
 def pca(config: ConfigDict) -> None:
     """On images as they are stored: it sees no augmentation."""
     config.method = "pca"
-    config.eval.map = "mse"
+    config.eval.anomaly_map = "mse"
 
 
 def one_class_svm(config: ConfigDict) -> None:
@@ -77,7 +77,7 @@ def one_class_svm(config: ConfigDict) -> None:
 
 def deep_svdd(config: ConfigDict) -> None:
     config.method = "deep_svdd"
-    config.corruption.clean = 1.0
+    config.corruption.clean_fraction = 1.0
 
 
 def segmentation(config: ConfigDict) -> None:

@@ -10,7 +10,7 @@ may do in front of the camera; left out by default, since a flip may itself be a
 
 from ml_collections import ConfigDict
 
-from configs import default
+from pae_jax.configs import default
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -20,20 +20,20 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.size = 256
     # A small part of the paper's multiplications; the bottleneck, on a map of size/16, still
     # sees the whole image.
-    config.model.stem = 2  # blocks of 2 × 2 pixels: a quarter of the positions
+    config.model.patch_size = 2  # blocks of 2 × 2 pixels: a quarter of the positions
     config.model.widths = (24, 48, 96)
     config.model.branch_width = 32
-    config.model.rates = (1, 2, 4)
-    config.model.kernel = 3
+    config.model.dilation_rates = (1, 2, 4)
+    config.model.dilated_kernel_size = 3
     # What follows is what short trainings want; docs/recipe.md has the numbers. Without a norm and
     # from the identity on f keeps normal pixels soonest …
     config.model.norm = "none"
-    config.model.output = "residual"
+    config.model.output = "residual_logit"
     # … and a small λ leaves them alone: at .5 a pixel of the mask, of which there are few, weighs
     # many times as much as one outside.
-    config.objective.weight = 0.05
+    config.objective.mask_weight = 0.05
     # Foreign matter is not all that a defect may be.
-    config.corruption.kind = "structural"
+    config.corruption.kind = "mixed"
     config.optimizer.learning_rate = 1e-3  # a short run wants large steps …
     config.optimizer.schedule = "cosine"  # … and an end without noise
     config.train.steps = 2_500

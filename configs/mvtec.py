@@ -7,8 +7,7 @@ The paper's corruption patterns: --config.data.textures=tfds:TFDS, or a folder w
 """
 
 from ml_collections import ConfigDict
-
-from configs.paper_setting import category_config
+from pae_jax.configs.common import category_config
 
 # The paper speaks of rotations and flips by category and does not list them. The rule here: a
 # transform is used if normal parts could be photographed like that, and no defect of the

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import default
+from pae_jax.configs import default
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -15,8 +15,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.augmentation = "flips"
     config.model.widths = (8, 16, 32)
     config.model.branch_width = 16
-    config.model.rates = (1, 2)
-    config.model.kernel = 3
+    config.model.dilation_rates = (1, 2)
+    config.model.dilated_kernel_size = 3
     config.model.bottleneck_layers = 1
     config.model.norm = "none"
     config.optimizer.learning_rate = 2e-3  # a short run wants large steps
@@ -28,5 +28,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.train.log_every = 20
     config.train.validation_examples = 16
     config.eval.max_steps = 20
-    config.eval.bootstrap = 200
+    config.eval.bootstrap_resamples = 200
     return config

@@ -7,8 +7,8 @@ takes. The batch is that of a 2×2 slice; on N chips --config.train.batch_size=4
 
 from ml_collections import ConfigDict
 
-from configs import mvtec
 from data_pipelines.errors import BadInput
+from pae_jax.configs import mvtec
 
 PER_CHIP, CHIPS = 4, 4
 

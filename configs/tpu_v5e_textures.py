@@ -7,8 +7,8 @@ takes. The batch is that of a 2×2 slice; on N chips --config.train.batch_size=4
 
 from ml_collections import ConfigDict
 
-from configs import mvtec
 from data_pipelines.errors import BadInput
+from pae_jax.configs import mvtec
 
 PER_CHIP, CHIPS = 4, 4
 
@@ -21,6 +21,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = mvtec.get_config(category)
     config.model.dtype = "bfloat16"
     # Four images of 512² take three quarters of a chip's memory: DTD has no place beside them.
-    config.data.resident = "no"
+    config.data.on_device = "no"
     config.train.batch_size = PER_CHIP * CHIPS
     return config

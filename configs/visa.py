@@ -7,8 +7,7 @@ The paper masks cluttered backgrounds of some categories by a further network; n
 """
 
 from ml_collections import ConfigDict
-
-from configs.paper_setting import category_config
+from pae_jax.configs.common import category_config
 
 # By the rule in configs/mvtec.py. The photographs are wider than high and are resized to
 # squares, so whatever turns by less than a half would also stretch the parts.

@@ -110,7 +110,7 @@ def _write(path: Path, shape: tuple[int, ...], rows: Iterable[np.ndarray]) -> No
     except OSError as error:
         reason = error.strerror or error
         raise BadInput(
-            f"{path.parent}: the cache cannot be written ({reason}); see data.cache, PAE_CACHE"
+            f"{path.parent}: the cache cannot be written ({reason}); see data.cache_dir, PAE_CACHE"
         ) from error
     finally:
         with contextlib.suppress(OSError):

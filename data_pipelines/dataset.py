@@ -20,6 +20,7 @@ from data_pipelines.errors import BadInput
 from data_pipelines.folder import image_files
 from data_pipelines.holdout import held_out
 from data_pipelines.items import GOOD, Item
+from data_pipelines.spec import DatasetSpec
 
 # A source is a module with training_items(root, category) and test_items(root, category). It
 # may name in GROUPS the rule of `holdout` that suits its names, for groups="auto".
@@ -29,26 +30,6 @@ SOURCES = {
     "tfds": "data_pipelines.tfds_source",
     "procedural": "data_pipelines.procedural",
 }
-
-
-class DatasetSpec(NamedTuple):
-    """Which images, and how large.
-
-    Attributes:
-      source: a key of `SOURCES`.
-      root: the source's folder; may be "" where the source needs none.
-      category: one object or texture class; may be "".
-      shape: (h, w) to which all images are resized.
-      groups: the rule of `holdout` by which validation images are held out.
-      cache: the folder of decoded arrays, or "" for `cache.default_cache()`.
-    """
-
-    source: str
-    root: str
-    category: str
-    shape: tuple[int, int]
-    groups: str
-    cache: str
 
 
 class TrainingSplit(NamedTuple):

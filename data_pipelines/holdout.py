@@ -42,7 +42,7 @@ def groups(names: Sequence[str], rule: str) -> list[list[str]]:
     if kind == "blocks" and argument.isdecimal() and int(argument) >= 1:
         blocks = np.array_split(np.arange(len(names)), int(argument))
         return [[names[i] for i in block] for block in blocks if len(block)]
-    raise BadInput(f"data.groups: auto, none, number:GAP or blocks:N, not {rule!r}")
+    raise BadInput(f"data.holdout_groups: auto, none, number:GAP or blocks:N, not {rule!r}")
 
 
 def held_out(names: Sequence[str], rule: str, *, share: float, seed: int) -> set[str]:
@@ -54,7 +54,7 @@ def held_out(names: Sequence[str], rule: str, *, share: float, seed: int) -> set
     found = groups(names, rule)
     if len(found) < 2:
         raise BadInput(
-            f"data.groups: under {rule!r} all {len(names)} training images are one group, "
+            f"data.holdout_groups: under {rule!r} all {len(names)} training images are one group, "
             "and none would be left to train on"
         )
 
@@ -83,7 +83,7 @@ def _by_number(names: Sequence[str], gap: int) -> list[list[str]]:
 def _number(name: str) -> int:
     match = re.search(r"\d+", _stem(name))
     if match is None:
-        raise BadInput(f"data.groups: no number in the file name {name}")
+        raise BadInput(f"data.holdout_groups: no number in the file name {name}")
     return int(match.group())
 
 

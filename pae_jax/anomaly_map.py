@@ -1,7 +1,7 @@
 """Anomaly maps Δ(x, f(x)), their smoothing, and image scores (§2.2 of arXiv 2606.15280).
 
 A map compares an image with its reconstruction, pixel by pixel: 0 where they agree, towards 1
-where they differ. `MAPS`, `SMOOTHINGS` and `SCORES` hold the choices by name. All borders are
+where they differ. `MAPS`, `SMOOTHINGS` and `IMAGE_SCORES` hold the choices by name. All borders are
 reflected with the edge pixel repeated (d c b a | a b c d | d c b a), as often as a window
 needs, so a map keeps its image's size down to one pixel. Maps are symmetric in their arguments
 and exactly 0 for equal images.
@@ -24,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
+
+from pae_jax.config import EvalConfig
 
 Images = Float[Array, "b h w c"]
 Maps = Float[Array, "b h w"]
@@ -153,7 +155,7 @@ def _mean(maps: Maps, topk_share: float) -> Float[Array, " b"]:
     return _sum(maps, topk_share) / (maps.shape[1] * maps.shape[2])
 
 
-SCORES: dict[str, Callable[[Maps, float], Float[Array, " b"]]] = {
+IMAGE_SCORES: dict[str, Callable[[Maps, float], Float[Array, " b"]]] = {
     "sum": _sum,
     "max": _max,
     "topk": _topk,
@@ -163,7 +165,7 @@ SCORES: dict[str, Callable[[Maps, float], Float[Array, " b"]]] = {
 
 @partial(jax.jit, static_argnames=("kind", "topk_share"))
 def image_score(maps: Maps, kind: str = "sum", topk_share: float = 0.01) -> Float[Array, " b"]:
-    """One score per image: a name in `SCORES`, the paper's choice being the sum.
+    """One score per image: a name in `IMAGE_SCORES`, the paper's choice being the sum.
 
     Args:
       maps: anomaly maps, smoothed or not.
@@ -173,7 +175,7 @@ def image_score(maps: Maps, kind: str = "sum", topk_share: float = 0.01) -> Floa
     Raises:
       KeyError: for an unknown kind.
     """
-    return SCORES[kind](maps, topk_share)
+    return IMAGE_SCORES[kind](maps, topk_share)
 
 
 def _gaussian(sigma: float, radius: int) -> np.ndarray:
@@ -248,8 +250,8 @@ def _gradient_dissimilarity(
     along_rows = rows[:, :, 2:] - rows[:, :, :-2]
     along_columns = columns[:, 2:] - columns[:, :-2]
     first, second = jnp.split((along_rows**2 + along_columns**2) / 9, 2)
-    difference = jnp.sqrt(first) - jnp.sqrt(second)
-    return jnp.mean(difference**2 / (first + second + GMS_C), axis=-1)
+    smoothed_map = jnp.sqrt(first) - jnp.sqrt(second)
+    return jnp.mean(smoothed_map**2 / (first + second + GMS_C), axis=-1)
 
 
 def _halve(x: Images) -> Float[Array, "b half_h half_w c"]:
@@ -258,3 +260,13 @@ def _halve(x: Images) -> Float[Array, "b half_h half_w c"]:
     x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     x = x.reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels)
     return x.mean(axis=(2, 4))
+
+
+def smooth_map(maps: Maps, config: EvalConfig) -> Maps:
+    """Returns the maps smoothed as `config.smoothing` and `smoothing_share` say."""
+    return smooth(maps, config.smoothing, config.smoothing_fraction)
+
+
+def difference(x: Images, reconstruction: Images, config: EvalConfig) -> Maps:
+    """Returns the smoothed map Δ(x̂, ·) of images and their reconstructions (§2.2)."""
+    return smooth_map(MAPS[config.anomaly_map](x, reconstruction), config)

@@ -20,8 +20,10 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from data_pipelines.errors import BadInput
-from pae_jax import feed, hardware, predict, preprocess, sharding, train_step
+from pae_jax import detection, image_ops, train_step
 from pae_jax.config import Config
+from pae_jax.devices import hardware, hlo, sharding
+from pae_jax.devices.batches import MEMORY_FRACTION, steps_per_call
 
 # libtpu would ask a cloud's metadata server what machine this is, and wait for the answer. The
 # topology is named by the caller, so whatever stands here is not used.
@@ -31,20 +33,7 @@ ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no device is taken, so several may compile at once
 }
-KINDS = (
-    "all-reduce",
-    "all-gather",
-    "reduce-scatter",
-    "all-to-all",
-    "ragged-all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-)
 GIB, MIB = 2**30, 2**20
-
-_COLLECTIVE = re.compile(rf"^\s*(?:ROOT )?\S+ = (.+?) ({'|'.join(KINDS)})(-start)?\(", re.M)
-_LAYOUT = re.compile(r"\{[^{}]*\}|/\*.*?\*/")
-_ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
 
 
 class Memory(NamedTuple):
@@ -72,13 +61,6 @@ class Roofline(NamedTuple):
         return max(self.arithmetic, self.traffic)
 
 
-class Collective(NamedTuple):
-    """Operations of one kind in a program, and the bytes of their results on one chip."""
-
-    count: int
-    bytes: int
-
-
 class Costs(NamedTuple):
     """What a step takes of one chip.
 
@@ -86,14 +68,14 @@ class Costs(NamedTuple):
       memory: while the program runs.
       flops, bytes: of one step. As XLA counts them: the operands and results of every operation,
         those too that stay on the chip, so more bytes than pass through its memory. The body of
-        a loop counts once, except that of the loop over parts of the batch (`train.accumulate`).
+        a loop counts once, except that of the loop over parts of the batch (`train.grad_accumulation_steps`).
       collectives: by kind.
     """
 
     memory: Memory
     flops: float
     bytes: float
-    collectives: dict[str, Collective]
+    collectives: dict[str, hlo.Collective]
 
 
 class Report(NamedTuple):
@@ -146,16 +128,16 @@ def compile_programs(config: Config, topology: str) -> Iterator[Report]:
     mesh = slice_mesh(config, devices, topology)
     height, width = config.data.shape
     where = f"{mesh.size} × {devices[0].device_kind}"
-    steps = feed.steps_per_call(config, on_device=False)
+    stride = steps_per_call(config, on_device=False)
     title = (
         f"training: {config.train.batch_size} images of {height}×{width} a step on {where}; "
-        f"streamed, in colour, steps of a call: {steps}"
+        f"streamed, in colour, steps of a call: {stride}"
     )
-    if config.data.resident != "no":
-        share = chip.memory * feed.SHARE / GIB
-        most = f", at most {share:.2f} GiB" if config.data.resident == "auto" else ""
-        title += f"\n  not counted     images and textures on the device (data.resident){most}"
-    costs = measure(lower_training(config, mesh), parts=config.train.accumulate)
+    if config.data.on_device != "no":
+        share = chip.memory * MEMORY_FRACTION / GIB
+        most = f", at most {share:.2f} GiB" if config.data.on_device == "auto" else ""
+        title += f"\n  not counted     images and textures on the device (data.on_device){most}"
+    costs = measure(lower_training(config, mesh), parts=config.train.grad_accumulation_steps)
     yield Report(title, config.train.batch_size, chip, *costs)
     title = f"prediction: {config.eval.batch_size} images of {height}×{width} on one of them"
     costs = measure(lower_prediction(config, devices[0]))
@@ -190,19 +172,22 @@ def slice_mesh(config: Config, devices: Sequence[Any], topology: str) -> jax.sha
     Raises:
       BadInput: the batch, or the sharding, does not divide among the chips.
     """
-    if config.sharding.wrapper == "pmap":
-        raise BadInput("sharding.wrapper: pmap cannot be compiled ahead; jit or shard_map")
+    if config.sharding.transform == "pmap":
+        raise BadInput("sharding.transform: pmap cannot be compiled ahead; jit or shard_map")
     mesh = sharding.make_mesh(config, devices)
     if mesh.size < len(devices):
-        asked, rows = config.sharding, config.train.batch_size // config.train.accumulate
-        places = len(devices) // asked.model
-        if asked.data == -1:
+        asked, rows = (
+            config.sharding,
+            config.train.batch_size // config.train.grad_accumulation_steps,
+        )
+        places = len(devices) // asked.model_parallel
+        if asked.data_parallel == -1:
             raise BadInput(
                 f"train.batch_size: {rows} is not divisible by {places}, for the "
                 f"{len(devices)} chips of {topology}"
             )
         raise BadInput(
-            f"sharding.data: {asked.data} would leave chips of {topology} without work; "
+            f"sharding.data_parallel: {asked.data_parallel} would leave chips of {topology} without work; "
             f"-1 or {places}"
         )
     return mesh
@@ -223,14 +208,14 @@ def lower_training(config: Config, mesh: jax.sharding.Mesh) -> Any:
     """The call of `train.Single` on streamed batches, lowered for the mesh."""
     key = jax.eval_shape(lambda: jax.random.key(config.train.seed))
     state = jax.eval_shape(functools.partial(train_step.init_state, config), key)
-    steps = feed.steps_per_call(config, on_device=False)
+    stride = steps_per_call(config, on_device=False)
 
     def step(*args: Any, axis: str | None = None) -> tuple[Any, Any]:
         return train_step.train_step(*args, config=config, axis=axis)
 
-    call = sharding.several(step, steps)
-    function = sharding.WRAPPERS[config.sharding.wrapper](call, mesh, state)
-    lead, side = (steps, config.train.batch_size), config.data.texture_size
+    call = sharding.scan_steps(step, stride)
+    function = sharding.TRANSFORMS[config.sharding.transform](call, mesh, state)
+    lead, side = (stride, config.train.batch_size), config.data.texture_size
     batches = {
         "image": _pixels(*lead, *config.data.shape),
         "texture": _pixels(*lead, side, side),
@@ -240,18 +225,18 @@ def lower_training(config: Config, mesh: jax.sharding.Mesh) -> Any:
 
 
 def lower_prediction(config: Config, device: Any) -> Any:
-    """The call of `predict.detect_all`, lowered for one device."""
+    """The call of `detection.detect_all`, lowered for one device."""
     here = SingleDeviceSharding(device)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(functools.partial(train_step.init_state, config), key)
     images = _pixels(config.eval.batch_size, *config.data.shape)
-    function = jax.jit(functools.partial(predict.detect, config=config), in_shardings=here)
+    function = jax.jit(functools.partial(detection.detect, config=config), in_shardings=here)
     with _tpu_rules():
         return function.lower(state.eval_params, images)
 
 
 def _pixels(*shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((*shape, preprocess.CHANNELS), jnp.uint8)
+    return jax.ShapeDtypeStruct((*shape, image_ops.CHANNELS), jnp.uint8)
 
 
 def measure(lowered: Any, *, parts: int = 1) -> tuple[Costs | None, str]:
@@ -275,49 +260,11 @@ def measure(lowered: Any, *, parts: int = 1) -> tuple[Costs | None, str]:
         found.generated_code_size_in_bytes,
     )
     flops, traffic = work["flops"] * parts, work["bytes accessed"] * parts
-    return Costs(memory, flops, traffic, collectives(compiled.as_text())), ""
+    return Costs(memory, flops, traffic, hlo.collectives(compiled.as_text())), ""
 
 
 def _line(error: Exception) -> str:
     return str(error).partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")
-
-
-def collectives(hlo: str) -> dict[str, Collective]:
-    """Counts the collectives in the text of a compiled program, by kind.
-
-    One that is split into a start and an end counts once, one in the body of a loop too.
-    """
-    found: dict[str, Collective] = {}
-    for result, kind, start in _COLLECTIVE.findall(hlo):
-        arrays = _LAYOUT.sub("", result)
-        if start and kind in ("all-gather", "collective-permute"):
-            arrays = _elements(arrays)[1]  # (operands, results, …)
-        before = found.get(kind, Collective(0, 0))
-        found[kind] = Collective(before.count + 1, before.bytes + _bytes(arrays))
-    return found
-
-
-def _elements(text: str) -> list[str]:
-    """The elements of the outermost tuple of an HLO shape without layouts."""
-    depth, elements = 0, [""]
-    for letter in text.strip()[1:-1]:
-        depth += (letter in "([") - (letter in ")]")
-        if letter == "," and not depth:
-            elements.append("")
-        else:
-            elements[-1] += letter
-    return elements
-
-
-def _bytes(text: str) -> int:
-    """Of all arrays in an HLO shape without layouts."""
-    total = 0
-    for kind, shape in _ARRAY.findall(text):
-        bits = 8 if kind == "pred" else int(re.findall(r"\d+", kind)[0])
-        for side in filter(None, shape.split(",")):
-            bits *= int(side)
-        total += -(-bits // 8)
-    return total
 
 
 def roofline(flops: float, traffic: float, chip: hardware.Chip) -> Roofline:

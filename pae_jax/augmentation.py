@@ -1,7 +1,7 @@
 """Geometric augmentation of normal images (§4), by policy names joined by "+".
 
 A policy is a function (key, image) -> image of the same shape. They run in the order in which
-they are written, then a random crop. `resample` is the one place that interpolates.
+they are written, then a random crop. `image_ops.resample` is the one place that interpolates.
 """
 
 import math
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from jaxtyping import Key as KeyArray
 
 from data_pipelines.errors import BadInput
-from pae_jax import rng
+from pae_jax import image_ops, rng
 
 Image = Float[Array, "h w c"]
 Key = KeyArray[Array, ""]
@@ -47,9 +47,9 @@ def augment(
         *keys, crop_key = jax.random.split(key, len(transforms) + 1)
         for transform, transform_key in zip(transforms, keys, strict=True):
             image = transform(transform_key, image)
-        return crop(crop_key, image, shape)
+        return image_ops.crop(crop_key, image, shape)
 
-    return jax.vmap(one)(rng.per_example(key, len(images)), images)
+    return jax.vmap(one)(rng.example_keys(key, len(images)), images)
 
 
 def check_policy(policy: str, shape: tuple[int, int]) -> None:
@@ -68,49 +68,6 @@ def check_policy(policy: str, shape: tuple[int, int]) -> None:
                 f"data.augmentation: quarter_turns needs square images, not {shape[0]}×{shape[1]};"
                 " half_turns keeps the shape"
             )
-
-
-def crop(key: Key, image: Image, shape: tuple[int, int]) -> Float[Array, "height width c"]:
-    """A window of `shape`, every position equally likely."""
-    room = jnp.array([image.shape[0] - shape[0] + 1, image.shape[1] - shape[1] + 1])
-    top, left = jax.random.randint(key, (2,), 0, room)
-    return jax.lax.dynamic_slice(image, (top, left, 0), (*shape, image.shape[2]))
-
-
-def resample(
-    image: Image, y: Float[Array, "height width"], x: Float[Array, "height width"]
-) -> Float[Array, "height width c"]:
-    """`image` at real-valued positions, bilinear, continued by reflection at its borders.
-
-    Args:
-      image: (h, w, c).
-      y, x: positions in pixels, (0, 0) being the centre of the first pixel; any real number.
-    """
-
-    def neighbours(position: Array, size: int) -> tuple[Array, Array, Array]:
-        # Reflection about the outer edges of the border pixels: a triangle wave.
-        edge = position + 0.5
-        folded = jnp.abs(edge - 2 * size * jnp.round(edge / (2 * size))) - 0.5
-        folded = jnp.clip(folded, 0, size - 1)
-        index = folded.astype(jnp.int32)
-        return index, jnp.minimum(index + 1, size - 1), (folded - index)[..., None]
-
-    top, bottom, v = neighbours(y, image.shape[0])
-    left, right, u = neighbours(x, image.shape[1])
-    upper = (1 - u) * image[top, left] + u * image[top, right]
-    lower = (1 - u) * image[bottom, left] + u * image[bottom, right]
-    return (1 - v) * upper + v * lower
-
-
-def rotate(image: Image, angle: Float[Array, ""] | float) -> Image:
-    """`image` turned counter-clockwise by `angle` (radians) about its centre."""
-    height, width, _ = image.shape
-    y = (jnp.arange(height) - (height - 1) / 2)[:, None]
-    x = (jnp.arange(width) - (width - 1) / 2)[None, :]
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    return resample(
-        image, cos * y + sin * x + (height - 1) / 2, cos * x - sin * y + (width - 1) / 2
-    )
 
 
 def _none(key: Key, image: Image) -> Image:
@@ -143,14 +100,14 @@ def _quarter_turns(key: Key, image: Image) -> Image:
 
 
 def _rotation(key: Key, image: Image) -> Image:
-    return rotate(image, jax.random.uniform(key, maxval=2 * math.pi))
+    return image_ops.rotate(image, jax.random.uniform(key, maxval=2 * math.pi))
 
 
 def _shift(key: Key, image: Image) -> Image:
     height, width, _ = image.shape
     reach = math.ceil(height * MAX_SHIFT), math.ceil(width * MAX_SHIFT)
     padding = ((reach[0], reach[0]), (reach[1], reach[1]), (0, 0))
-    return crop(key, jnp.pad(image, padding, mode="symmetric"), (height, width))
+    return image_ops.crop(key, jnp.pad(image, padding, mode="symmetric"), (height, width))
 
 
 def _exposure(key: Key, image: Image) -> Image:

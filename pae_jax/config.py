@@ -16,8 +16,9 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipelines.dataset import DatasetSpec
 from data_pipelines.errors import BadInput
+from data_pipelines.spec import DatasetSpec
+from pae_jax.config_schema import renamed
 
 
 def _field(
@@ -38,43 +39,47 @@ class DataConfig:
     source: str = _field("procedural", choices=("procedural", "folder", "elpv", "tfds"))
     root: str = ""
     category: str = ""
-    size: int = _field(256, at_least=1)
-    width: int = _field(0, at_least=0)
-    crop: int = _field(0, at_least=0)
+    height: int = _field(256, at_least=1)
+    width: int = _field(256, at_least=1)
+    crop_size: int = _field(0, at_least=0)
     textures: str = "builtin"
     texture_size: int = _field(256, at_least=8)
-    holdout: float = _field(0.05, above=0.0, at_most=0.5)
-    groups: str = "auto"
-    images: int = _field(0, at_least=0)
+    holdout_fraction: float = _field(0.05, above=0.0, at_most=0.5)
+    holdout_groups: str = "auto"
+    max_images: int = _field(0, at_least=0)
     augmentation: str = "none"
-    cache: str = ""
-    resident: str = _field("auto", choices=("auto", "yes", "no"))
-    workers: int = _field(4, at_least=1)
+    cache_dir: str = ""
+    on_device: str = _field("auto", choices=("auto", "yes", "no"))
+    num_threads: int = _field(4, at_least=1)
 
     @property
     def spec(self) -> DatasetSpec:
         """What the data pipelines need to know of the dataset."""
         return DatasetSpec(
-            self.source, self.root, self.category, self.shape, self.groups, self.cache
+            self.source, self.root, self.category, self.shape, self.holdout_groups, self.cache_dir
         )
 
     @property
     def shape(self) -> tuple[int, int]:
         """(h, w) to which every image is resized."""
-        return self.size, self.width or self.size
+        return self.height, self.width
 
     @property
     def train_shape(self) -> tuple[int, int]:
         """(h, w) of a training example: a random crop, or the whole image."""
         height, width = self.shape
-        return (min(self.crop, height), min(self.crop, width)) if self.crop else (height, width)
+        return (
+            (min(self.crop_size, height), min(self.crop_size, width))
+            if self.crop_size
+            else (height, width)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class CorruptionConfig:
-    kind: str = _field("texture", choices=("texture", "structural", "draem", "cutpaste", "riad"))
+    kind: str = _field("texture", choices=("texture", "mixed", "draem", "cutpaste", "riad"))
     mask: str = _field("ellipses", choices=("ellipses", "perlin", "boxes"))
-    placement: str = _field("uniform", choices=("uniform", "structure"))
+    placement: str = _field("uniform", choices=("uniform", "edges"))
     min_blobs: int = _field(1, at_least=1)
     max_blobs: int = _field(4, at_least=1)
     min_axis: float = _field(0.01, above=0.0, at_most=1.0)
@@ -83,7 +88,7 @@ class CorruptionConfig:
     distortion: float = _field(0.5, at_least=0.0, at_most=2.0)
     min_opacity: float = _field(0.0, at_least=0.0, at_most=1.0)
     max_opacity: float = _field(1.0, above=0.0, at_most=1.0)
-    clean: float = _field(0.1, at_least=0.0, at_most=1.0)
+    clean_fraction: float = _field(0.1, at_least=0.0, at_most=1.0)
     brightness: float = _field(0.2, at_least=0.0, at_most=1.0)
     contrast: float = _field(0.3, at_least=0.0, at_most=1.0)
 
@@ -91,25 +96,27 @@ class CorruptionConfig:
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     name: str = _field("unet", choices=("unet",))
-    stem: int = _field(1, at_least=1)
+    patch_size: int = _field(1, at_least=1)
     widths: tuple[int, ...] = (64, 128, 256)
-    convolutions: int = _field(2, at_least=1)
+    convs_per_stage: int = _field(2, at_least=1)
     bottleneck_layers: int = _field(2, at_least=0)
     branch_width: int = _field(64, at_least=1)
-    rates: tuple[int, ...] = (1, 2, 4, 8)
-    kernel: int = _field(5, at_least=1)
+    dilation_rates: tuple[int, ...] = (1, 2, 4, 8)
+    dilated_kernel_size: int = _field(5, at_least=1)
     norm: str = _field("group", choices=("group", "instance", "layer", "none"))
     skip: str = _field("concatenate", choices=("concatenate", "convex", "none"))
-    output: str = _field("sigmoid", choices=("sigmoid", "residual"))
+    output: str = _field("sigmoid", choices=("sigmoid", "residual_logit"))
     dtype: str = _field("float32", choices=("float32", "bfloat16"))
     remat: bool = False
 
     def __post_init__(self) -> None:
-        for key, values in (("widths", self.widths), ("rates", self.rates)):
+        for key, values in (("widths", self.widths), ("rates", self.dilation_rates)):
             if not values or any(v < 1 for v in values):
                 raise BadInput(f"model.{key}: at least one positive integer, not {values}")
-        if self.kernel % 2 == 0:
-            raise BadInput(f"model.kernel: an odd size, not {self.kernel}")
+        if self.dilated_kernel_size % 2 == 0:
+            raise BadInput(
+                f"model.dilated_kernel_size: an odd size, not {self.dilated_kernel_size}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +148,7 @@ class SsimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    weight: float = _field(0.5, at_least=0.0, at_most=1.0)
+    mask_weight: float = _field(0.5, at_least=0.0, at_most=1.0)
     noise: float = _field(0.0, at_least=0.0)
     ssim: SsimConfig = SsimConfig()
     jacobian: JacobianConfig = JacobianConfig()
@@ -153,9 +160,9 @@ class ObjectiveConfig:
 class OptimizerConfig:
     learning_rate: float = _field(1e-4, above=0.0)
     schedule: str = _field("constant", choices=("constant", "cosine"))
-    warmup: int = _field(0, at_least=0)
-    clip: float = _field(0.0, at_least=0.0)
-    ema: float = _field(0.0, at_least=0.0, at_most=0.99999)
+    warmup_steps: int = _field(0, at_least=0)
+    clip_norm: float = _field(0.0, at_least=0.0)
+    ema_decay: float = _field(0.0, at_least=0.0, at_most=0.99999)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,44 +170,49 @@ class TrainConfig:
     seed: int = _field(0, at_least=0, at_most=2**31 - 1)
     steps: int = _field(10_000, at_least=1)
     batch_size: int = _field(8, at_least=1)
-    accumulate: int = _field(1, at_least=1)
+    grad_accumulation_steps: int = _field(1, at_least=1)
     steps_per_call: int = _field(0, at_least=0)
     log_every: int = _field(50, at_least=1)
     validate_every: int = _field(500, at_least=1)
     checkpoint_every: int = _field(500, at_least=1)
     panel_every: int = _field(1_000, at_least=1)
-    keep: int = _field(2, at_least=1)
+    keep_checkpoints: int = _field(2, at_least=1)
     validation_examples: int = _field(64, at_least=1)
     tensorboard: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardingConfig:
-    wrapper: str = _field("jit", choices=("jit", "shard_map", "pmap"))
-    data: int = _field(-1, at_least=-1)
-    model: int = _field(1, at_least=1)
-    members: int = _field(0, at_least=0)
-    population: str = _field("auto", choices=("auto", "unroll", "map", "vmap"))
+    transform: str = _field("jit", choices=("jit", "shard_map", "pmap"))
+    data_parallel: int = _field(-1, at_least=-1)
+    model_parallel: int = _field(1, at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class PopulationConfig:
+    members_per_program: int = _field(0, at_least=0)
+    mapping: str = _field("auto", choices=("auto", "unroll", "map", "vmap"))
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    map: str = _field("ssim", choices=("mse", "ssim", "gms", "msgms"))
+    anomaly_map: str = _field("ssim", choices=("mse", "ssim", "gms", "msgms"))
     smoothing: str = _field("gaussian", choices=("gaussian", "mean", "none"))
-    smoothing_share: float = _field(1 / 12, above=0.0, at_most=1.0)
-    score: str = _field("sum", choices=("sum", "max", "topk"))
-    topk_share: float = _field(0.01, above=0.0, at_most=1.0)
+    smoothing_fraction: float = _field(1 / 12, above=0.0, at_most=1.0)
+    image_score: str = _field("sum", choices=("sum", "max", "topk"))
+    topk_fraction: float = _field(0.01, above=0.0, at_most=1.0)
     false_positive_rate: float = _field(0.05, above=0.0, at_most=0.5)
-    iterations: int = _field(1, at_least=0)
+    apply: str = _field("once", choices=("once", "iterate", "fixed_point"))
+    iterations: int = _field(1, at_least=1)
     solver: str = _field("picard", choices=("picard", "damped", "anderson"))
-    tolerance: float = _field(1e-3, above=0.0)
+    fixed_point_tolerance: float = _field(1e-3, above=0.0)
     max_steps: int = _field(50, at_least=1)
     native_size: bool = False
     aupro_limit: float = _field(0.3, above=0.0, at_most=1.0)
-    bootstrap: int = _field(1_000, at_least=0)
+    bootstrap_resamples: int = _field(1_000, at_least=0)
     diagnostics: bool = True
     batch_size: int = _field(16, at_least=1)
-    seed: int = _field(0, at_least=0, at_most=2**31 - 1)
+    bootstrap_seed: int = _field(0, at_least=0, at_most=2**31 - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,6 +246,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     sharding: ShardingConfig = ShardingConfig()
+    population: PopulationConfig = PopulationConfig()
     eval: EvalConfig = EvalConfig()
     baseline: BaselineConfig = BaselineConfig()
     profile: tuple[int, ...] = ()
@@ -257,6 +270,8 @@ class Config:
             raise BadInput(
                 f"corruption.min_opacity: {c.min_opacity} exceeds max_opacity {c.max_opacity}"
             )
+        if self.eval.apply != "iterate" and self.eval.iterations != 1:
+            raise BadInput(f"eval.iterations: {self.eval.iterations} needs eval.apply=iterate")
         if self.data.source == "folder" and not self.data.root:
             raise BadInput("data.root: the folder source needs --config.data.root=DIR")
 
@@ -278,7 +293,19 @@ def from_config_dict(config: Mapping[str, Any]) -> Config:
     impossible value raises `BadInput` with one line that begins with the key.
     """
     to_dict = getattr(config, "to_dict", None)
-    return _build(Config, to_dict() if to_dict else dict(config), prefix="")
+    values = to_dict() if to_dict else dict(config)
+    if isinstance(values.get("data"), Mapping):
+        values["data"] = _resolve_size(values["data"])
+    return _build(Config, values, prefix="")
+
+
+def _resolve_size(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Replaces `data.size`, which sets both sides, by `height` and `width` where these are open."""
+    values = {key: value for key, value in data.items() if key != "size"}
+    for side in ("height", "width"):
+        if values.get(side) is None and data.get("size") is not None:
+            values[side] = data["size"]
+    return values
 
 
 def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
@@ -288,6 +315,8 @@ def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
     for name, value in values.items():
         key = prefix + str(name)
         if name not in fields:
+            if new := renamed(key):
+                raise BadInput(f"{key}: renamed; use {new}")
             raise BadInput(f"{key}: no such key{hint(str(name), fields, key)}")
         kind = kinds[name]
         if dataclasses.is_dataclass(kind):
@@ -316,6 +345,8 @@ def _convert(key: str, kind: Any, value: Any) -> Any:
 
 
 def _check_field(key: str, value: Any, limits: Mapping[str, Any]) -> Any:
+    if new := renamed(key, value):
+        raise BadInput(f"{key}: {value!r} was renamed; use {new}")
     choices, at_least = limits.get("choices"), limits.get("at_least")
     at_most, above = limits.get("at_most"), limits.get("above")
     if choices is not None and value not in choices:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from jaxtyping import Key as KeyArray
 
-from pae_jax import augmentation, masks, rng
+from pae_jax import image_ops, masks, rng
 from pae_jax.config import CorruptionConfig
 
 Image = Float[Array, "h w 3"]
@@ -55,10 +55,10 @@ def corrupt(
     def one(key: Key, image: Image, texture: Texture) -> tuple[Image, Mask]:
         clean_key, kind_key = jax.random.split(key)
         y, mask = KINDS[config.kind](kind_key, image, texture, config)
-        mask = jnp.where(jax.random.bernoulli(clean_key, config.clean), 0.0, mask)
+        mask = jnp.where(jax.random.bernoulli(clean_key, config.clean_fraction), 0.0, mask)
         return mask[..., None] * y + (1 - mask[..., None]) * image, mask
 
-    corrupted, mask = jax.vmap(one)(rng.per_example(key, len(images)), images, textures)
+    corrupted, mask = jax.vmap(one)(rng.example_keys(key, len(images)), images, textures)
     return CorruptedBatch(corrupted, images, mask[..., None])
 
 
@@ -74,9 +74,7 @@ def paste_texture(
     return y, masks.MASKS[config.mask](mask_key, image, config)
 
 
-def structural(
-    key: Key, image: Image, texture: Texture, config: CorruptionConfig
-) -> tuple[Image, Mask]:
+def mixed(key: Key, image: Image, texture: Texture, config: CorruptionConfig) -> tuple[Image, Mask]:
     """Textures, and patterns that are wrong by their place alone, a quarter each.
 
     y is a texture as in `paste_texture`, another window on the same image, the same image warped
@@ -91,7 +89,7 @@ def structural(
         warp(keys[2], image),
         change_tone(keys[3], image, brightness=2 * config.brightness, contrast=config.contrast),
     ]
-    y = jnp.stack(patterns)[rng.integer(choice_key, 0, len(patterns))]
+    y = jnp.stack(patterns)[rng.uniform_int(choice_key, 0, len(patterns))]
     return y, masks.MASKS[config.mask](mask_key, image, config)
 
 
@@ -112,7 +110,7 @@ def warp(key: Key, image: Image) -> Image:
 
     field = weights(height, points[0]) @ knots @ weights(width, points[1]).T
     y, x = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
-    return augmentation.resample(image, y + length / 2 * field[0], x + length / 2 * field[1])
+    return image_ops.resample(image, y + length / 2 * field[0], x + length / 2 * field[1])
 
 
 def draem(key: Key, image: Image, texture: Texture, config: CorruptionConfig) -> tuple[Image, Mask]:
@@ -125,7 +123,7 @@ def draem(key: Key, image: Image, texture: Texture, config: CorruptionConfig) ->
     pattern_key, noise_key = jax.random.split(key)
     shape = image.shape[0], image.shape[1]
     y = random_pattern(pattern_key, texture, shape, config)
-    exponents, phase, opacity, turns = rng.draw(
+    exponents, phase, opacity, turns = rng.uniforms(
         noise_key, (2,), (2,), (), masks.lattice(shape, min(shape) / 32)
     )
     cells = 2.0 ** jnp.floor(6 * exponents)
@@ -183,7 +181,7 @@ def riad(key: Key, image: Image, texture: Texture, config: CorruptionConfig) -> 
     """
     del texture, config
     size_key, set_key = jax.random.split(key)
-    side = 2 ** rng.integer(size_key, 1, 5)
+    side = 2 ** rng.uniform_int(size_key, 1, 5)
     height, width, _ = image.shape
     member = rng.uniform(set_key, -(-height // 2), -(-width // 2)) < 1 / 3
     mask = member[jnp.arange(height) // side][:, jnp.arange(width) // side]
@@ -192,7 +190,7 @@ def riad(key: Key, image: Image, texture: Texture, config: CorruptionConfig) -> 
 
 KINDS: dict[str, Callable[[Key, Image, Texture, CorruptionConfig], tuple[Image, Mask]]] = {
     "texture": paste_texture,
-    "structural": structural,
+    "mixed": mixed,
     "draem": draem,
     "cutpaste": cutpaste,
     "riad": riad,
@@ -224,7 +222,7 @@ def random_view(key: Key, texture: Texture, shape: tuple[int, int]) -> Float[Arr
     mirror = jnp.where(number[4] < 0.5, -1.0, 1.0)
     y = (jnp.arange(shape[0]) - (shape[0] - 1) / 2)[:, None]
     x = mirror * (jnp.arange(shape[1]) - (shape[1] - 1) / 2)[None, :]
-    return augmentation.resample(texture, top + cos * y + sin * x, left + cos * x - sin * y)
+    return image_ops.resample(texture, top + cos * y + sin * x, left + cos * x - sin * y)
 
 
 def permute_channels(key: Key, image: Image) -> Image:
@@ -234,7 +232,7 @@ def permute_channels(key: Key, image: Image) -> Image:
     `random_view` for each of them, which is several times slower on a CPU.
     """
     orders = jnp.array(list(itertools.permutations(range(3))))
-    return image[..., orders[rng.integer(key, 0, len(orders))]]
+    return image[..., orders[rng.uniform_int(key, 0, len(orders))]]
 
 
 def change_tone(key: Key, image: Image, *, brightness: float, contrast: float) -> Image:

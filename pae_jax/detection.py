@@ -1,19 +1,25 @@
-"""What a method says of a batch of images (§2.2)."""
+"""Detection (§2.2): from images to reconstructions, anomaly maps, scores and thresholds.
 
-from collections.abc import Callable
+Nothing here reads or writes files; `workdir.trained_model` does.
+"""
+
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Float
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
 
-from pae_jax import anomaly_map, projection
-from pae_jax.config import EvalConfig
+from pae_jax import anomaly_map, image_ops
+from pae_jax.config import Config
+from pae_jax.methods import METHODS
 
-SCORES = ("sum", "max", "topk")  # §2.2: summation, or alternatives less sensitive to extent
-VISIBLE = 0.1  # a pixel with M above this counts as anomalous where corruptions are to be found
+REPORTED_SCORES = ("sum", "max", "topk")  # §2.2: the sum, or scores less sensitive to extent
 
 
 class Detection(NamedTuple):
-    """What the model says of a batch of images.
+    """The result for a batch of images.
 
     Attributes:
       reconstruction: (b, h, w, 3), f(x̂), fⁿ(x̂) or the fixed point, float32 in [0, 1]; None where
@@ -27,17 +33,73 @@ class Detection(NamedTuple):
     scores: dict[str, Any]
 
 
-def localise(
-    f: Callable, x: Float[Array, "b h w 3"], config: EvalConfig
-) -> tuple[Float[Array, "b h w 3"], Float[Array, "b h w"]]:
-    """The reconstruction of x̂ and the smoothed map Δ(x̂, reconstruction) (§2.2)."""
-    reconstruction = projection.project(f, x, config)
-    return reconstruction, difference(x, reconstruction, config)
+class Thresholds(NamedTuple):
+    """Limits above which an image is called defective, or a pixel of the map anomalous.
+
+    Both are taken from held-out normal images, never from test images.
+
+    Attributes:
+      score: the limit of the image score.
+      pixel: the limit of the anomaly map.
+      images: how many held-out normal images the limits are taken from.
+      false_positive_rate: the share of these images that exceeds each limit, as asked for.
+    """
+
+    score: float
+    pixel: float
+    images: int
+    false_positive_rate: float
 
 
-def difference(
-    x: Float[Array, "b h w 3"], reconstruction: Float[Array, "b h w 3"], config: EvalConfig
-) -> Float[Array, "b h w"]:
-    """The smoothed map Δ(x̂, ·) of a reconstruction that is already there."""
-    maps = anomaly_map.MAPS[config.map](x, reconstruction)
-    return anomaly_map.smooth(maps, config.smoothing, config.smoothing_share)
+def detect(params: Any, images: Array, config: Config) -> Detection:
+    """Returns the detections of uint8 images (b, h, w, 1 or 3). Pure and jittable."""
+    return detect_float(params, image_ops.to_float(images), config)
+
+
+def detect_float(params: Any, x: Float[Array, "b h w 3"], config: Config) -> Detection:
+    """Returns the detections of float images in [0, 1]. Pure and jittable."""
+    reconstruction, maps = METHODS[config.method].anomaly_map(params, x, config)
+    scores = {
+        name: anomaly_map.image_score(maps, name, config.eval.topk_fraction)
+        for name in REPORTED_SCORES
+    }
+    # A method that judges whole images returns maps of one value; every score is this value.
+    return Detection(reconstruction, jnp.broadcast_to(maps, x.shape[:3]), scores)
+
+
+def detect_all(
+    params: Any, images: UInt8[np.ndarray, "n h w c"], config: Config
+) -> Iterator[Detection]:
+    """Yields one `Detection` of numpy arrays for each image, computed in batches.
+
+    The last batch is padded with the last image, so that one compiled program serves all.
+    """
+    size = min(config.eval.batch_size, len(images))
+    for start in range(0, len(images), size):
+        rows = np.minimum(np.arange(start, start + size), len(images) - 1)
+        batch = jax.device_get(_detect(params, images[rows], config=config))
+        for i in range(min(size, len(images) - start)):
+            yield jax.tree.map(lambda leaf, i=i: leaf[i], batch)
+
+
+# One jitted function for the module, so that it compiles once per config and shape.
+_detect = jax.jit(detect, static_argnames="config")
+
+
+def choose_thresholds(detections: Sequence[Detection], config: Config) -> Thresholds:
+    """Returns the thresholds that `eval.false_positive_rate` of normal images exceed.
+
+    Args:
+      detections: one per held-out normal image.
+      config: `eval.image_score` names the score that decides.
+    """
+    scores = [float(detection.scores[config.eval.image_score]) for detection in detections]
+    maxima = [float(detection.map.max()) for detection in detections]
+    level = 1 - config.eval.false_positive_rate
+    return Thresholds(
+        # The next observed value, not an interpolated one: the rate holds on these images.
+        score=float(np.quantile(scores, level, method="higher")),
+        pixel=float(np.quantile(maxima, level, method="higher")),
+        images=len(detections),
+        false_positive_rate=config.eval.false_positive_rate,
+    )

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from pae_jax import hardware, rng
+from pae_jax import rng
 from pae_jax.corruption import CorruptedBatch
+from pae_jax.devices import hardware
 from pae_jax.fixed_point import fixed_point
 from pae_jax.projection import jacobian_identity
 
@@ -24,7 +25,7 @@ APPLICATIONS = 3  # of f, for which the contraction is followed
 # Ratios are heavy-tailed: a faint corruption is soon smaller than the bias of f.
 _MEDIANS = {f"contraction_{n}" for n in range(1, APPLICATIONS + 1)} | {"normal_dominance"}
 # What uncorrupted images leave undefined. A NaN anywhere else is f's own, and stays visible.
-_PARTIAL = _MEDIANS | {"preserved", "corrected", "corruption_defect"}
+_PARTIAL = _MEDIANS | {"error_outside_mask", "error_inside_mask", "corruption_suppression"}
 
 
 def diagnose(
@@ -80,10 +81,10 @@ def errors(f: Callable, batch: CorruptedBatch) -> PerImage:
     """What a few applications of f tell, cheap enough during training.
 
     Returns (batch,) each, in the units of pixel values where nothing else is said:
-      bias: root mean square of f(x) − x, the bias on ℳ of eq. 19.
+      on_manifold_bias: root mean square of f(x) − x, the bias on ℳ of eq. 19.
       idempotency: of f(f(x̂)) − f(x̂), its residual.
-      preserved: of f(x̂) − x outside the mask, weighted by 1−M: conservativity. NaN for M = 1.
-      corrected: of f(x̂) − x inside the mask, weighted by M: what is left of the corruption.
+      error_outside_mask: of f(x̂) − x outside the mask, weighted by 1−M: conservativity. NaN for M = 1.
+      error_inside_mask: of f(x̂) − x inside the mask, weighted by M: what is left of the corruption.
         NaN for M = 0.
       contraction_n: ‖f⁽ⁿ⁾(x̂)−x‖ / ‖f⁽ⁿ⁻¹⁾(x̂)−x‖, the ρ of the n-th application, measured to the
         clean image and not to ℳ (eq. 8). NaN for an uncorrupted image, or once x is met.
@@ -94,7 +95,7 @@ def errors(f: Callable, batch: CorruptedBatch) -> PerImage:
         lambda x, _: (f(x),) * 2,
         corrupted,
         length=APPLICATIONS,
-        unroll=hardware.unroll(APPLICATIONS),
+        unroll=hardware.loop_unroll(APPLICATIONS),
     )
     iterates = [corrupted, *images]
     distances = [_norm(iterate - clean) for iterate in iterates]
@@ -105,10 +106,10 @@ def errors(f: Callable, batch: CorruptedBatch) -> PerImage:
         return jnp.sqrt(_ratio(total, channels * jnp.sum(weights, axis=(1, 2, 3))))
 
     return {
-        "bias": _rms(f(clean) - clean),
+        "on_manifold_bias": _rms(f(clean) - clean),
         "idempotency": _rms(iterates[2] - iterates[1]),
-        "preserved": weighted(1 - mask),
-        "corrected": weighted(mask),
+        "error_outside_mask": weighted(1 - mask),
+        "error_inside_mask": weighted(mask),
         **{
             f"contraction_{n}": jnp.where(
                 distances[0] > 0, _ratio(distances[n], distances[n - 1]), jnp.nan
@@ -153,10 +154,10 @@ def geometry(
       fixed_point_steps: applications until the iteration from x̂ stopped.
       fixed_point_converged: 1 if it met the tolerance.
       fixed_point_error: root mean square of its value − x.
-      jacobian: ‖J_f(x̂) − I‖_F / √d, estimated by one probe.
-      tangent_defect: ‖(J_f(x) − I)t‖ for the unit vector t to the nearest normal image; 0 if f
+      jacobian_identity: ‖J_f(x̂) − I‖_F / √d, estimated by one probe.
+      tangent_distortion: ‖(J_f(x) − I)t‖ for the unit vector t to the nearest normal image; 0 if f
         keeps what varies along ℳ.
-      corruption_defect: ‖(J_f(x) − I)δ‖ for the unit vector δ; 1 if f removes it, 0 if it lets it
+      corruption_suppression: ‖(J_f(x) − I)δ‖ for the unit vector δ; 1 if f removes it, 0 if it lets it
         pass. NaN for an uncorrupted image.
       spectral_radius: of J_f(x); 1 for a projection. The geometric mean of the growth over the
         second half of the power iteration, which rotating (complex) eigenvalues do not upset.
@@ -177,9 +178,9 @@ def geometry(
         "fixed_point_steps": end.steps.astype(x.dtype),
         "fixed_point_converged": end.converged.astype(x.dtype),
         "fixed_point_error": _rms(end.value - x),
-        "jacobian": jacobian_identity(f, corrupted, probe_key, normalize=True)[1],
-        "tangent_defect": defect(differences[:, 0]),
-        "corruption_defect": defect(shift),
+        "jacobian_identity": jacobian_identity(f, corrupted, probe_key, normalize=True)[1],
+        "tangent_distortion": defect(differences[:, 0]),
+        "corruption_suppression": defect(shift),
         "spectral_radius": _spectral_radius(push, x, start_key, power_steps),
         "normal_dominance": _normal_dominance(shift, differences, explained),
     }
@@ -210,7 +211,7 @@ def _to_neighbours(
 def _spectral_radius(
     push: Callable, x: Float[Array, "b h w c"], key: Key[Array, ""], steps: int
 ) -> Float[Array, " b"]:
-    keys = rng.per_example(key, len(x))
+    keys = rng.example_keys(key, len(x))
     start = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(keys)
 
     def step(n: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:

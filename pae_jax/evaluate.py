@@ -20,23 +20,13 @@ import numpy as np
 from data_pipelines.dataset import TestSplit, TrainingSplit, open_test
 from data_pipelines.errors import BadInput
 from data_pipelines.items import GOOD
-from pae_jax import (
-    augmentation,
-    bootstrap,
-    checkpoint,
-    diagnostics,
-    metrics,
-    pictures,
-    predict,
-    preprocess,
-    provenance,
-    report,
-    rng,
-    run,
-    validation,
-)
-from pae_jax.detection import SCORES
+from pae_jax import augmentation, detection, diagnostics, image_ops, metrics, rng
+from pae_jax.config_schema import SCHEMA
+from pae_jax.detection import REPORTED_SCORES
 from pae_jax.methods import METHODS
+from pae_jax.metrics import bootstrap
+from pae_jax.report import html, pictures
+from pae_jax.workdir import files, provenance, run, trained_model, validation
 
 DIAGNOSED = 16  # about so many corrupted images: each takes a hundred applications of f
 NORMAL_IMAGES = 256  # at most so many, from which tangents to ℳ are estimated
@@ -72,11 +62,11 @@ def evaluate(
       BadInput: one line that names the file, folder or key.
     """
     workdir = Path(workdir)
-    model = predict.load(workdir, overrides)
+    model = trained_model.load(workdir, overrides)
     settings, out = model.config.eval, workdir / "eval"
-    checkpoint.check_writable(out)
-    split = functools.cache(functools.partial(predict.open_split, workdir, model.config))
-    limits = predict.thresholds(workdir, model, split)
+    files.check_writable(out)
+    split = functools.cache(functools.partial(trained_model.open_split, workdir, model.config))
+    limits = trained_model.thresholds(workdir, model, split)
     test = open_test(model.config.data.spec, channels=model.channels)
     map_paths = _map_paths(out / "maps" / _category(model), test.names) if save_maps else []
     found = _detect(model, test)
@@ -96,28 +86,29 @@ def evaluate(
 
     size = "native" if settings.native_size else "network"
     record = {
+        "schema": SCHEMA,
         **values,
         "intervals": intervals,
         "per_type": per_type,
         "threshold": {
             **limits._asdict(),
             "source": "held-out normal images",
-            **_decisions(found.scores[settings.score] > limits.score, test.labels),
+            **_decisions(found.scores[settings.image_score] > limits.score, test.labels),
         },
         "evaluated_at": {"size": size, "network_shape": list(model.config.data.shape)},
         "diagnostics": _diagnose(model, split()) if settings.diagnostics else {},
         "images": {kind: test.types.count(kind) for kind in (GOOD, *types)},
         "provenance": provenance.describe(model.config, step=model.step),
     }
-    checkpoint.write_json(out / "metrics.json", record)
-    predict.write_csv(out / "scores.csv", _rows(test, found, limits, settings.score))
+    files.write_json(out / "metrics.json", record)
+    files.write_csv(out / "scores.csv", _rows(test, found, limits, settings.image_score))
     if save_maps:
         _write_maps(map_paths, test, found.maps)
-    report.write_report(out / "report.html", _report(model, test, found, limits, record))
+    html.write_report(out / "report.html", _report(model, test, found, limits, record))
     return Evaluation(record, out / "report.html")
 
 
-def _diagnose(model: predict.Model, data: TrainingSplit) -> dict[str, float]:
+def _diagnose(model: trained_model.Model, data: TrainingSplit) -> dict[str, float]:
     """Is f a projection? On held-out images under held-out corruptions; no test image.
 
     Nothing is said of a method without an f.
@@ -127,8 +118,8 @@ def _diagnose(model: predict.Model, data: TrainingSplit) -> dict[str, float]:
     if reconstruct is None:
         return {}
     textures = run.open_run_textures(config)
-    key = rng.stream(jax.random.key(seed), "diagnostics")
-    normal = preprocess.to_float(jnp.asarray(data.images[:NORMAL_IMAGES]))
+    key = rng.stream_key(jax.random.key(seed), "diagnostics")
+    normal = image_ops.to_float(jnp.asarray(data.images[:NORMAL_IMAGES]))
     clean = augmentation.augment(key, normal, "none", config.data.train_shape)
     examples = validation.fixed_examples(
         data.held_out, textures.held_out, config, at_most=DIAGNOSED
@@ -138,7 +129,7 @@ def _diagnose(model: predict.Model, data: TrainingSplit) -> dict[str, float]:
         clean,
         examples,
         key,
-        tolerance=config.eval.tolerance,
+        tolerance=config.eval.fixed_point_tolerance,
         max_steps=config.eval.max_steps,
     )
 
@@ -166,9 +157,9 @@ def _number(value: float | None) -> str:
     return "  -  " if value is None or math.isnan(value) else f"{value:.4f}"
 
 
-def _detect(model: predict.Model, test: TestSplit) -> _Found:
-    found = _Found([], [], {kind: np.zeros(len(test.names)) for kind in SCORES})
-    for i, one in enumerate(predict.detect_all(model, test.images)):
+def _detect(model: trained_model.Model, test: TestSplit) -> _Found:
+    found = _Found([], [], {kind: np.zeros(len(test.names)) for kind in REPORTED_SCORES})
+    for i, one in enumerate(detection.detect_all(model.params, test.images, model.config)):
         picture = one.reconstruction
         found.reconstructions.append(None if picture is None else pictures.to_uint8(picture))
         found.maps.append(one.map)
@@ -207,13 +198,13 @@ def _metrics(
     found: _Found,
     pairs: Pairs | None,
     chosen: Sequence[int],
-    model: predict.Model,
+    model: trained_model.Model,
     *,
     resamples: int | None = None,
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Metrics of the chosen images, and bootstrap intervals of those that have them."""
     settings = model.config.eval
-    resamples = settings.bootstrap if resamples is None else resamples
+    resamples = settings.bootstrap_resamples if resamples is None else resamples
     index = np.asarray(chosen)
     labels = test.labels[index]
     values: dict[str, float] = {}
@@ -224,7 +215,7 @@ def _metrics(
         values[f"image_f1_max_{kind}"] = metrics.f1_max(scores[index], labels).value
         if resamples:
             drawn = bootstrap.bootstrap_images(
-                scores[index], labels, resamples=resamples, seed=settings.seed
+                scores[index], labels, resamples=resamples, seed=settings.bootstrap_seed
             )
             intervals[f"image_auroc_{kind}"] = [drawn.auroc.low, drawn.auroc.high]
             ap = drawn.average_precision
@@ -240,7 +231,7 @@ def _metrics(
         values |= dict(zip(names, (*found_values, aupimo), strict=True))
         if resamples:
             drawn = bootstrap.bootstrap_pixels(
-                pairs(chosen), limit=limit, resamples=resamples, seed=settings.seed
+                pairs(chosen), limit=limit, resamples=resamples, seed=settings.bootstrap_seed
             )
             for name, one in zip(names, drawn, strict=False):
                 intervals[name] = [one.low, one.high]
@@ -257,7 +248,7 @@ def _decisions(called: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def _rows(
-    test: TestSplit, found: _Found, limits: predict.Thresholds, kind: str
+    test: TestSplit, found: _Found, limits: detection.Thresholds, kind: str
 ) -> list[dict[str, Any]]:
     return [
         {
@@ -271,7 +262,7 @@ def _rows(
     ]
 
 
-def _category(model: predict.Model) -> str:
+def _category(model: trained_model.Model) -> str:
     data = model.config.data
     return data.category.rpartition("/")[2] or Path(data.root).name or data.source
 
@@ -293,24 +284,24 @@ def _write_maps(paths: Sequence[Path], test: TestSplit, maps: Sequence[np.ndarra
     for i, path in enumerate(paths):
         buffer = io.BytesIO()
         tifffile.imwrite(buffer, resize_map(maps[i], test.native_shape(i)))
-        checkpoint.write_atomically(path, buffer.getvalue())
+        files.write_atomically(path, buffer.getvalue())
 
 
 def _report(
-    model: predict.Model,
+    model: trained_model.Model,
     test: TestSplit,
     found: _Found,
-    limits: predict.Thresholds,
+    limits: detection.Thresholds,
     record: dict[str, Any],
-) -> report.Report:
+) -> html.Report:
     settings = model.config.eval
-    scores = found.scores[settings.score]
+    scores = found.scores[settings.image_score]
     curve = metrics.image_metrics(scores, test.labels).curve
     names = [name for name in record if name.startswith(("image_", "pixel_"))]
     measures = {name: (record[name], *record["intervals"].get(name, ())) for name in names}
 
-    def entry(i: int) -> report.ImageEntry:
-        return report.ImageEntry(
+    def entry(i: int) -> html.ImageEntry:
+        return html.ImageEntry(
             name=test.names[i],
             type=test.types[i],
             label=bool(test.labels[i]),
@@ -322,7 +313,7 @@ def _report(
             mask=None if test.masks is None else test.masks[i],
         )
 
-    return report.Report(
+    return html.Report(
         title=f"{_category(model)}: {len(test.names)} test images",
         metrics={k: v if len(v) == 3 else v[0] for k, v in measures.items()},
         per_type=[{"type": kind, **row} for kind, row in record["per_type"].items()],
@@ -333,7 +324,7 @@ def _report(
             "precision_recall": (curve.true_positive_rate, curve.precision),
         },
         threshold=limits.score,
-        score_kind=settings.score,
+        score_kind=settings.image_score,
         images=map(entry, range(len(test.names))),
         threshold_source=(
             f"The threshold is exceeded by {limits.false_positive_rate:.0%} of {limits.images} "

@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pae_jax.config import EvalConfig
-
 
 class FixedPoint(NamedTuple):
     """Where the iteration of each image ended, and how.
@@ -85,20 +83,6 @@ def iterate(f: Callable, x: Float[Array, "b *image"], n: int) -> Float[Array, "b
     for _ in range(n):
         x = f(x)
     return x
-
-
-def project(
-    f: Callable, x: Float[Array, "b *image"], config: EvalConfig
-) -> Float[Array, "b *image"]:
-    """What x is compared with in the anomaly map: fⁿ(x), or for n = 0 the fixed point of f.
-
-    n is `config.iterations`; solver, tolerance and max_steps are the config's as well.
-    """
-    if config.iterations:
-        return iterate(f, x, config.iterations)
-    return fixed_point(
-        f, x, tolerance=config.tolerance, max_steps=config.max_steps, solver=config.solver
-    ).value
 
 
 class _Solver(NamedTuple):

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pae_jax import huge_pages
+from pae_jax.devices import process
 
 # Heavy packages are imported by the verb that needs them, so that `pae --help` is quick.
 
@@ -13,13 +13,15 @@ USAGE = "Projecting autoencoders for structural anomaly detection."
 
 
 def _train(args: argparse.Namespace, overrides: list[str]) -> int:
-    from pae_jax import checkpoint, compilation, config_file, population, train
+    from pae_jax import config_file, population, train
+    from pae_jax.devices import process
+    from pae_jax.workdir import checkpoint
 
-    compilation.start(args.distributed)
-    checkpoint.leave_out_echoes()
+    process.start(args.distributed)
+    checkpoint.silence_background_errors()
     members = config_file.load_members(args.config, overrides)
     outcomes = set()
-    for chunk in population.chunks(list(members.values())):
+    for chunk in population.group_runs(list(members.values())):
         names = [list(members)[i] for i in chunk]
         workdirs = [Path(args.workdir, name) for name in names]
         runs = [(members[name], workdir) for name, workdir in zip(names, workdirs, strict=True)]
@@ -35,9 +37,10 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
-    from pae_jax import compilation, evaluate
+    from pae_jax import evaluate
+    from pae_jax.devices import process
 
-    compilation.start()
+    process.start()
     evaluation = evaluate.evaluate(args.workdir, overrides=overrides, save_maps=args.save_maps)
     print(evaluate.format_table(evaluation))
     print(evaluation.report)
@@ -45,18 +48,21 @@ def _evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
-    from pae_jax import compilation, predict
+    from pae_jax import predict
+    from pae_jax.devices import process
 
-    compilation.start()
+    process.start()
     print(predict.predict(args.workdir, args.images, args.out, overrides=overrides))
     return 0
 
 
 def _sweep(args: argparse.Namespace, overrides: list[str]) -> int:
-    from pae_jax import checkpoint, compilation, sweep
+    from pae_jax import sweep
+    from pae_jax.devices import process
+    from pae_jax.workdir import checkpoint
 
-    compilation.start()
-    checkpoint.leave_out_echoes()
+    process.start()
+    checkpoint.silence_background_errors()
     table = sweep.sweep(args.config, args.workdir, overrides)
     print(table.read_text())
     print(table)
@@ -120,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns 0 on success, 2 on bad input, 1 on a failure in the run."""
     args, rest = _parser().parse_known_args(argv)
     if argv is None:  # as a program, not called by another one
-        huge_pages.use_huge_pages()
+        process.restart_with_huge_pages()
     from data_pipelines.errors import BadInput, CannotWrite
 
     try:

@@ -22,6 +22,7 @@ Key = KeyArray[Array, ""]
 
 # Knots along either axis of a blob's distortion field.
 KNOTS = 9
+VISIBLE = 0.1  # a pixel with M above this counts as anomalous where corruptions are to be found
 OCTAVES = 3  # of the family "perlin"
 
 
@@ -47,7 +48,7 @@ def perlin(key: Key, image: Image, config: CorruptionConfig) -> Mask:
     shape = image.shape[0], image.shape[1]
     largest = 2 * config.max_axis * min(shape)
     lattices = [lattice(shape, largest / 4 / 2**i) for i in range(OCTAVES)]
-    number, phases, *turns = rng.draw(key, (3,), (OCTAVES, 2), *lattices)
+    number, phases, *turns = rng.uniforms(key, (3,), (OCTAVES, 2), *lattices)
     cell = jnp.broadcast_to(largest / 4 ** number[0], (2,))
     octaves = [
         gradient_noise(turns[i], phases[i], shape, cell / 2**i) / 2**i for i in range(OCTAVES)
@@ -74,7 +75,7 @@ def uniformly(u: Float[Array, "2"], image: Image) -> Float[Array, "2"]:
     return u * jnp.array(image.shape[:2], u.dtype)
 
 
-def on_structure(u: Float[Array, "2"], image: Image) -> Float[Array, "2"]:
+def on_edges(u: Float[Array, "2"], image: Image) -> Float[Array, "2"]:
     """Half everywhere alike, half with a density in proportion to ‖∇x‖².
 
     Where a part covers a tenth of the image, nine of ten blobs would fall on empty background, and
@@ -98,7 +99,7 @@ def on_structure(u: Float[Array, "2"], image: Image) -> Float[Array, "2"]:
 
 PLACEMENTS: dict[str, Callable[[Float[Array, "2"], Image], Float[Array, "2"]]] = {
     "uniform": uniformly,
-    "structure": on_structure,
+    "edges": on_edges,
 }
 
 
@@ -134,7 +135,7 @@ def _blobs(
     side = min(height, width)
     place = PLACEMENTS[config.placement]
     count_key, number_key, field_key = jax.random.split(key, 3)
-    count = rng.integer(count_key, config.min_blobs, config.max_blobs + 1)
+    count = rng.uniform_int(count_key, config.min_blobs, config.max_blobs + 1)
     numbers = rng.uniform(number_key, config.max_blobs, 6)
     knots = math.sqrt(12) * (rng.uniform(field_key, config.max_blobs, 2, KNOTS, KNOTS) - 0.5)
 

@@ -63,7 +63,7 @@ def objective(
     target = clean
     if _present(config.noise):
         draw = jax.vmap(lambda k: jax.random.normal(k, clean.shape[1:], clean.dtype))
-        noise = config.noise * draw(rng.per_example(rng.stream(key, "noise"), clean.shape[0]))
+        noise = config.noise * draw(rng.example_keys(rng.stream_key(key, "noise"), clean.shape[0]))
         corrupted, target = corrupted + noise, clean + noise
 
     evaluations = _Evaluations(f, {"corrupted": corrupted, "clean": clean})
@@ -71,16 +71,16 @@ def objective(
     for name, penalty in _PENALTIES.items():
         section = getattr(config, name)
         if _present(section.weight):
-            terms[name] = penalty(evaluations, rng.stream(key, name), section, step)
+            terms[name] = penalty(evaluations, rng.stream_key(key, name), section, step)
     reconstruction = evaluations("corrupted")
-    loss = reconstruction_loss(reconstruction, target, mask, weight=config.weight)
+    loss = reconstruction_loss(reconstruction, target, mask, weight=config.mask_weight)
     loss_and_penalties = sum((getattr(config, k).weight * v for k, v in terms.items()), start=loss)
     return Objective(loss_and_penalties, reconstruction, {"reconstruction": loss, **terms})
 
 
 def without_penalties(config: ObjectiveConfig) -> ObjectiveConfig:
     """What compares f(x̂) with x, without noise and without what is asked of f as a function."""
-    return ObjectiveConfig(weight=config.weight, ssim=config.ssim)
+    return ObjectiveConfig(mask_weight=config.mask_weight, ssim=config.ssim)
 
 
 def reconstruction_loss(

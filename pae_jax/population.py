@@ -19,14 +19,15 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.errors import BadInput
-from pae_jax import sharding, train_step
+from pae_jax import train_step
 from pae_jax.config import Config
-from pae_jax.run import STOPPED, Run, TrainResult
-from pae_jax.train import Program, Single, drive, initial_state
+from pae_jax.devices import sharding
+from pae_jax.train import SingleTrainer, Trainer, initial_state, run_loop
+from pae_jax.workdir.run import STOPPED, Run, TrainResult
 
 # In these keys the members of one program may differ.
-NUMBERS = (
-    "objective.weight",
+TRACED_KEYS = (
+    "objective.mask_weight",
     "objective.noise",
     "objective.ssim.weight",
     "objective.jacobian.weight",
@@ -34,7 +35,14 @@ NUMBERS = (
     "objective.identity.weight",
     "optimizer.learning_rate",
 )
-OWN = ("train.seed", "data.root", "data.category", "data.textures", "data.groups", "data.cache")
+PER_MEMBER_KEYS = (
+    "train.seed",
+    "data.root",
+    "data.category",
+    "data.textures",
+    "data.holdout_groups",
+    "data.cache_dir",
+)
 
 
 def _get(tree: Any, key: str) -> Any:
@@ -50,27 +58,27 @@ def _replace(config: Any, key: str, value: Any) -> Any:
     return changed
 
 
-def kind(config: Config) -> Config:
+def program_key(config: Config) -> Config:
     """Members whose kinds are equal can share a program.
 
     The kind is the config without what is a member's own, its numbers replaced by 0 or 1: a
     penalty of weight 0 is not in the program at all.
     """
-    for key in NUMBERS:
+    for key in TRACED_KEYS:
         config = _replace(config, key, float(_get(config, key) != 0))
-    for key in OWN:
+    for key in PER_MEMBER_KEYS:
         config = _replace(config, key, None)
     return config
 
 
-def chunks(configs: Sequence[Config]) -> list[list[int]]:
-    """Indices of configs that train together: of one kind, at most `sharding.members` of them."""
+def group_runs(configs: Sequence[Config]) -> list[list[int]]:
+    """Indices of configs that train together: of one kind, at most `population.members_per_program` of them."""
     found: dict[Config, list[int]] = {}
     for i, config in enumerate(configs):
-        found.setdefault(kind(config), []).append(i)
+        found.setdefault(program_key(config), []).append(i)
     result = []
     for group in found.values():
-        size = configs[group[0]].sharding.members or jax.local_device_count()
+        size = configs[group[0]].population.members_per_program or jax.local_device_count()
         result += [group[i : i + size] for i in range(0, len(group), size)]
     return result
 
@@ -87,8 +95,8 @@ def train_population(members: Sequence[tuple[Config, str | Path]]) -> list[Train
     """
     first = members[0]
     for config, workdir in members[1:]:
-        if kind(config) != kind(first[0]):
-            allowed = ", ".join(NUMBERS + OWN)
+        if program_key(config) != program_key(first[0]):
+            allowed = ", ".join(TRACED_KEYS + PER_MEMBER_KEYS)
             raise BadInput(f"{workdir}: differs from {first[1]} in more than {allowed}")
     if len(members) > 1 and jax.process_count() > 1:
         raise BadInput("a population is trained by one process; start one for each part of it")
@@ -103,13 +111,15 @@ def train_population(members: Sequence[tuple[Config, str | Path]]) -> list[Train
             configs = [run.config for run in group]
             if any(run.result and run.result.outcome == STOPPED for run in runs):
                 for run in group:
-                    run.end(STOPPED, max(run.checkpoints.steps, default=0))
+                    run.finish(STOPPED, max(run.checkpoints.steps, default=0))
                 continue
-            drive(group, Population(configs) if len(group) > 1 else Single(configs[0], mesh))
+            run_loop(
+                group, Population(configs) if len(group) > 1 else SingleTrainer(configs[0], mesh)
+            )
     return [run.result for run in runs if run.result is not None]
 
 
-class Population(Program):
+class Population(Trainer):
     """Members on a mesh of the axis "member"; several on a device in turn, or together."""
 
     def __init__(self, configs: Sequence[Config]):
@@ -118,29 +128,29 @@ class Population(Program):
         size = max(n for n in range(1, len(devices) + 1) if count % n == 0)
         kinds = (AxisType.Auto,)
         self.mesh = jax.make_mesh((size,), (sharding.MEMBER,), kinds, devices=devices[:size])
-        self._places = [devices[i * size // count] for i in range(count)]
+        self.device_of = [devices[i * size // count] for i in range(count)]
 
-    def begin(self, runs: Sequence[Run]) -> tuple[int, train_step.TrainState]:
-        first = [self._alone(run, place) for run, place in zip(runs, self._places, strict=True)]
+    def start(self, runs: Sequence[Run]) -> tuple[int, train_step.TrainState]:
+        first = [self._alone(run, place) for run, place in zip(runs, self.device_of, strict=True)]
         start, states = _common_start(runs, first)
-        feeds = [run.begin(start) for run in runs]
-        self._batches = [feed.batches for feed in feeds]
-        self._store = self._stack([_padded(feed.store, feeds) for feed in feeds])
+        inputs = [run.begin(start) for run in runs]
+        self._batches = [one.stream for one in inputs]
+        self._store = self._stack([_padded(one.resident, inputs) for one in inputs])
         keys = [jax.random.key(config.train.seed) for config in self._configs]
         self._keys = jax.device_put(jnp.stack(keys), self._split())
         numbers = [
-            {key: np.float32(_get(config, key)) for key in NUMBERS if _get(config, key)}
+            {key: np.float32(_get(config, key)) for key in TRACED_KEYS if _get(config, key)}
             for config in self._configs
         ]
         self._numbers = self._stack(numbers)
-        self._step = sharding.Compiled(
+        self._step = sharding.CompiledOnce(
             jax.jit(
                 call(self._configs[0], self.mesh, steps=runs[0].steps_per_call), donate_argnums=0
             )
         )
         return start, self._stack(states)
 
-    def call(self, state: Any) -> tuple[Any, Any, float]:
+    def run_steps(self, state: Any) -> tuple[Any, Any, float]:
         began = time.perf_counter()
         batches = self._stack([next(stream) for stream in self._batches])
         waited = time.perf_counter() - began
@@ -156,18 +166,18 @@ class Population(Program):
 
         def own(leaf: jax.Array) -> jax.Array:
             shards = {shard.device: shard.data for shard in leaf.addressable_shards}
-            return shards[self._places[run]][place]
+            return shards[self.device_of[run]][place]
 
         return jax.tree.map(own, state)
 
-    def local(self, state: Any, run: int) -> train_step.TrainState:
+    def state_on_one_device(self, state: Any, run: int) -> train_step.TrainState:
         return self.state(state, run)
 
     @property
     def flops(self) -> float | None:
         config = self._configs[0]
         # In a loop over members one of them is counted.
-        members = len(self._configs) // self.mesh.size if _how(config) == "map" else 1
+        members = len(self._configs) // self.mesh.size if mapping(config) == "map" else 1
         counted = self._step.flops
         return train_step.step_flops(counted and counted * members, config)
 
@@ -212,9 +222,9 @@ def _common_start(runs: Sequence[Run], first: Sequence[Any]) -> tuple[int, list[
             return until, [state for _, state in found]
 
 
-def _how(config: Config) -> str:
-    if config.sharding.population != "auto":
-        return config.sharding.population
+def mapping(config: Config) -> str:
+    if config.population.mapping != "auto":
+        return config.population.mapping
     return "unroll" if jax.default_backend() == "cpu" else "vmap"
 
 
@@ -227,14 +237,14 @@ def call(config: Config, mesh: Mesh, *, steps: int) -> sharding.Step:
     twice as slow in a batch of networks (benchmarks/population.py), so there "auto" unrolls; an
     accelerator is filled by many small networks at once, so there it takes "vmap".
     """
-    how = _how(config)
+    how = mapping(config)
 
     def member(state: Any, store: Any, batches: Any, key: jax.Array, numbers: Any) -> Any:
         own = config
         for name, value in numbers.items():
             own = _replace(own, name, value)
         step = functools.partial(train_step.train_step, config=own)
-        return sharding.several(step, steps)(state, store, batches, key)
+        return sharding.scan_steps(step, steps)(state, store, batches, key)
 
     def members(*args: Any) -> Any:
         count = args[3].shape[0]
@@ -249,11 +259,11 @@ def call(config: Config, mesh: Mesh, *, steps: int) -> sharding.Step:
     return jax.shard_map(members, mesh=mesh, in_specs=spec, out_specs=(spec, spec), check_vma=False)
 
 
-def _padded(store: Mapping[str, np.ndarray], feeds: Sequence[Any]) -> dict[str, np.ndarray]:
+def _padded(store: Mapping[str, np.ndarray], inputs: Sequence[Any]) -> dict[str, np.ndarray]:
     """Resident arrays of unequal length, filled up; the filling is never drawn."""
 
     def pad(name: str, values: np.ndarray) -> np.ndarray:
-        longest = max(len(feed.store[name]) for feed in feeds)
+        longest = max(len(one.resident[name]) for one in inputs)
         return np.pad(values, [(0, longest - len(values)), *[(0, 0)] * (values.ndim - 1)])
 
     return {name: pad(name, values) for name, values in store.items()}

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from pae_jax import rng
-from pae_jax.fixed_point import FixedPoint, fixed_point, iterate, project
+from pae_jax.config import EvalConfig
+from pae_jax.fixed_point import FixedPoint, fixed_point, iterate
 
 __all__ = [
     "FixedPoint",
@@ -69,7 +70,7 @@ def jacobian_identity(
     def draw(image_key: Key[Array, ""]) -> Float[Array, "probes *image"]:
         return _DISTRIBUTIONS[distribution](image_key, (probes, *x.shape[1:]), x.dtype)
 
-    tangents = jnp.moveaxis(jax.vmap(draw)(rng.per_example(key, x.shape[0])), 1, 0)
+    tangents = jnp.moveaxis(jax.vmap(draw)(rng.example_keys(key, x.shape[0])), 1, 0)
 
     def penalty(products: Float[Array, "probes b *image"]) -> Float[Array, " b"]:
         squared = jnp.mean(jax.vmap(_squared_norm)(products - tangents), axis=0)
@@ -133,3 +134,24 @@ def _squared_norm(x: Float[Array, "b *image"]) -> Float[Array, " b"]:
 def _safe_sqrt(x: Float[Array, " b"]) -> Float[Array, " b"]:
     """√x with gradient 0 at 0."""
     return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
+
+
+def project(
+    f: Callable, x: Float[Array, "b *image"], config: EvalConfig
+) -> Float[Array, "b *image"]:
+    """Returns what x is compared with in the anomaly map, as `config.apply` says.
+
+    "once" is f(x), "iterate" is fⁿ(x) with n = `config.iterations`, "fixed_point" is the fixed
+    point of f from x (§3.2), with the solver, tolerance and step limit of the config.
+    """
+    if config.apply == "once":
+        return f(x)
+    if config.apply == "iterate":
+        return iterate(f, x, config.iterations)
+    return fixed_point(
+        f,
+        x,
+        tolerance=config.fixed_point_tolerance,
+        max_steps=config.max_steps,
+        solver=config.solver,
+    ).value

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 
-def stream(key: Array, name: str, step: int | Array = 0) -> Array:
+def stream_key(key: Array, name: str, step: int | Array = 0) -> Array:
     """The key of the stream `name` at `step`.
 
     Args:
@@ -22,12 +22,12 @@ def stream(key: Array, name: str, step: int | Array = 0) -> Array:
       step: the training step, or any other counter; may be traced.
     """
     if key.ndim:
-        return jax.vmap(lambda one: stream(one, name, step))(key)
+        return jax.vmap(lambda one: stream_key(one, name, step))(key)
     # zlib.crc32, since hash(str) differs between processes.
     return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), step)
 
 
-def per_example(key: Array, batch: int, *, first: int | Array = 0) -> Array:
+def example_keys(key: Array, batch: int, *, first: int | Array = 0) -> Array:
     """(batch,) keys; example i's depends on `key` and `first + i` alone, not on the batch size.
 
     Keys that are per example already, shape (batch,), pass through: a caller that holds a part
@@ -45,7 +45,7 @@ def uniform(key: Array, *shape: int) -> Array:
     return jax.random.uniform(key, (math.prod(shape),)).reshape(shape)
 
 
-def draw(key: Array, *shapes: tuple[int, ...]) -> list[Array]:
+def uniforms(key: Array, *shapes: tuple[int, ...]) -> list[Array]:
     """Independent arrays of U[0, 1) from one key.
 
     Deriving a key for each would hash a handful of numbers at a time, which on a CPU takes longer
@@ -57,6 +57,6 @@ def draw(key: Array, *shapes: tuple[int, ...]) -> list[Array]:
     return [numbers[start:end].reshape(shape) for start, end, shape in parts]
 
 
-def integer(key: Array, low: int, high: int, *shape: int) -> Array:
+def uniform_int(key: Array, low: int, high: int, *shape: int) -> Array:
     """low … high − 1, equally likely; a quarter of the code of `jax.random.randint` to compile."""
     return low + ((high - low) * uniform(key, *shape)).astype(jnp.int32)

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pae_jax import checkpoint, evaluate, methods, population, predict, train
+from pae_jax import evaluate, methods, population, train
 from pae_jax.config import Config
 from pae_jax.config_file import load_sweep
+from pae_jax.workdir import files, record
 
 # What the tables show of metrics.json, where it is there; the step's time comes from the log.
 METRICS = (
@@ -27,15 +28,15 @@ METRICS = (
     "pixel_aupro",
 )
 DIAGNOSTICS = (
-    "bias",
+    "on_manifold_bias",
     "idempotency",
-    "preserved",
-    "corrected",
+    "error_outside_mask",
+    "error_inside_mask",
     "contraction_1",
     "contraction_2",
-    "jacobian",
-    "tangent_defect",
-    "corruption_defect",
+    "jacobian_identity",
+    "tangent_distortion",
+    "corruption_suppression",
     "spectral_radius",
     "fixed_point_steps",
     "fixed_point_converged",
@@ -77,7 +78,7 @@ def sweep(
     members = [Member(*entry) for entry in load_sweep(config_file, overrides)]
     workdir = Path(workdir)
     for member in members:
-        checkpoint.check_workdir(workdir / "members" / member.name, member.config)
+        record.check_workdir(workdir / "members" / member.name, member.config)
     folders = [workdir / "members" / member.name for member in members]
     waiting = []
     for i, member in enumerate(members):
@@ -85,7 +86,7 @@ def sweep(
             say(f"{i + 1}/{len(members)} {member.name}: finished before")
         else:
             waiting.append(i)
-    for chunk in population.chunks([members[i].config for i in waiting]):
+    for chunk in population.group_runs([members[i].config for i in waiting]):
         chosen = [waiting[i] for i in chunk]
         for i in chosen:
             say(f"{i + 1}/{len(members)} {members[i].name}: training")
@@ -97,8 +98,8 @@ def sweep(
             evaluate.evaluate(folders[i])
     rows = [_row(folder, member) for folder, member in zip(folders, members, strict=True)]
     out = workdir / "sweep"
-    predict.write_csv(out / "results.csv", rows)
-    checkpoint.write_atomically(out / "results.md", _markdown(rows))
+    files.write_csv(out / "results.csv", rows)
+    files.write_atomically(out / "results.md", _markdown(rows))
     _plots(out, rows)
     return out / "results.md"
 
@@ -107,13 +108,13 @@ def _finished(folder: Path, member: Member) -> bool:
     path = folder / "eval" / "metrics.json"
     if not path.exists():
         return False
-    provenance = checkpoint.read_json(path)["provenance"]
+    provenance = files.read_json(path)["provenance"]
     finished = provenance["config_hash"] == member.config.hash
     return finished and provenance["step"] == methods.steps(member.config)
 
 
 def _row(folder: Path, member: Member) -> dict[str, Any]:
-    record = checkpoint.read_json(folder / "eval" / "metrics.json")
+    record = files.read_json(folder / "eval" / "metrics.json")
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     times = [json.loads(line).get("speed/step_seconds") for line in lines]
     # The first interval holds the compilation.
@@ -195,4 +196,4 @@ def _plots(out: Path, rows: Sequence[dict[str, Any]]) -> None:
         axes.grid(axis="x", alpha=0.3)
         picture = io.BytesIO()
         FigureCanvasAgg(figure).print_png(picture)
-        checkpoint.write_atomically(out / f"{name}.png", picture.getvalue())
+        files.write_atomically(out / f"{name}.png", picture.getvalue())

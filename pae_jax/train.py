@@ -14,22 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pae_jax import methods, sharding, train_step
+from pae_jax import methods, train_step
 from pae_jax.config import Config
-from pae_jax.run import DIVERGED, FINISHED, STOPPED, Run, TrainResult
+from pae_jax.devices import sharding
+from pae_jax.workdir.run import DIVERGED, FINISHED, STOPPED, Run, TrainResult
 
-__all__ = ["DIVERGED", "FINISHED", "STOPPED", "TrainResult", "drive", "train_and_evaluate"]
+__all__ = ["DIVERGED", "FINISHED", "STOPPED", "TrainResult", "run_loop", "train_and_evaluate"]
 
 
-class Program(abc.ABC):
+class Trainer(abc.ABC):
     """The compiled training of one run, or of several with steps in common."""
 
     @abc.abstractmethod
-    def begin(self, runs: Sequence[Run]) -> tuple[int, Any]:
+    def start(self, runs: Sequence[Run]) -> tuple[int, Any]:
         """Opens the runs' data; returns the step to start from and the state there."""
 
     @abc.abstractmethod
-    def call(self, state: Any) -> tuple[Any, Any, float]:
+    def run_steps(self, state: Any) -> tuple[Any, Any, float]:
         """State → state and metrics some steps later, and seconds waited for the data."""
 
     @abc.abstractmethod
@@ -41,7 +42,7 @@ class Program(abc.ABC):
         """A run's own state, to be saved."""
 
     @abc.abstractmethod
-    def local(self, state: Any, run: int) -> train_step.TrainState:
+    def state_on_one_device(self, state: Any, run: int) -> train_step.TrainState:
         """The same on one device of this process, to be validated."""
 
     @property
@@ -58,11 +59,11 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> TrainResult:
     """
     mesh = sharding.make_mesh(config)
     with Run(config, workdir) as run:
-        (result,) = drive([run], Single(config, mesh))
+        (result,) = run_loop([run], SingleTrainer(config, mesh))
     return result
 
 
-def drive(runs: Sequence[Run], program: Program) -> list[TrainResult]:
+def run_loop(runs: Sequence[Run], program: Trainer) -> list[TrainResult]:
     """Takes runs of equal length to their end, together.
 
     The order of the loop: validate the state → save it → next batch → steps → log. All that is
@@ -70,7 +71,7 @@ def drive(runs: Sequence[Run], program: Program) -> list[TrainResult]:
     """
     config = runs[0].config
     train = config.train
-    start, state = program.begin(runs)
+    start, state = program.start(runs)
     stride = runs[0].steps_per_call
     pending: tuple[int, Any, float] | None = None
 
@@ -81,7 +82,7 @@ def drive(runs: Sequence[Run], program: Program) -> list[TrainResult]:
             step, values, waited = pending
             for run, metrics in zip(runs, program.metrics(values), strict=True):
                 if run.result is None:
-                    run.after(step, metrics, waited, program.flops)
+                    run.log_steps(step, metrics, waited, program.flops)
             pending = None
 
     with _interrupted() as stop, _profiler(config, runs[0].workdir) as profile:
@@ -93,62 +94,62 @@ def drive(runs: Sequence[Run], program: Program) -> list[TrainResult]:
                 settle()
             for i, run in enumerate(runs):
                 if run.result is None and validating:
-                    run.validate(step, program.local(state, i).eval_params)
+                    run.validate(step, program.state_on_one_device(state, i).eval_params)
                 # A run without steps ends where it starts.
                 unsaved = ending and step not in run.checkpoints.steps
                 if run.result is None and (saving or unsaved):
                     run.save(step, program.state(state, i))
                 if run.result is None and (ending or stopping):
-                    run.end(FINISHED if ending else STOPPED, step)
+                    run.finish(FINISHED if ending else STOPPED, step)
             if all(run.result for run in runs):
                 break
             profile(step)
-            state, values, waited = program.call(state)
+            state, values, waited = program.run_steps(state)
             # One call late, so that the host prepares the next one while this one runs.
             settle()
             pending = step, values, waited
     return [run.result for run in runs if run.result is not None]
 
 
-class Single(Program):
+class SingleTrainer(Trainer):
     """One run on a mesh of the axes data and model."""
 
     def __init__(self, config: Config, mesh: jax.sharding.Mesh):
         self._config, self._mesh = config, mesh
         self._key = jax.random.key(config.train.seed)
 
-    def begin(self, runs: Sequence[Run]) -> tuple[int, train_step.TrainState]:
+    def start(self, runs: Sequence[Run]) -> tuple[int, train_step.TrainState]:
         (run,) = runs
         mesh = self._mesh
         state = initial_state(self._config, self._key, mesh, run.data.images)
         start, state = run.checkpoints.restore(state) or (0, state)
         store, self._batches = run.begin(start)
-        self._store = sharding.place(store, sharding.replicated(mesh))
+        self._store = sharding.to_global(store, sharding.replicated_sharding(mesh))
         self._step = sharding.compile_step(
             lambda *args, axis=None: train_step.train_step(*args, config=self._config, axis=axis),
             mesh,
-            self._config.sharding.wrapper,
+            self._config.sharding.transform,
             state,
             steps=run.steps_per_call,
         )
         return start, state
 
-    def call(self, state: train_step.TrainState) -> tuple[train_step.TrainState, Any, float]:
+    def run_steps(self, state: train_step.TrainState) -> tuple[train_step.TrainState, Any, float]:
         began = time.perf_counter()
-        batches = sharding.place(next(self._batches), sharding.split(self._mesh))
+        batches = sharding.to_global(next(self._batches), sharding.batch_sharding(self._mesh))
         waited = time.perf_counter() - began
         return *self._step(state, self._store, batches, self._key), waited
 
     def metrics(self, values: Any) -> list[dict[str, np.ndarray]]:
-        return [jax.device_get(sharding.local(values, self._mesh))]
+        return [jax.device_get(sharding.one_copy(values, self._mesh))]
 
     def state(self, state: train_step.TrainState, run: int) -> train_step.TrainState:
         del run
         return state
 
-    def local(self, state: train_step.TrainState, run: int) -> train_step.TrainState:
+    def state_on_one_device(self, state: train_step.TrainState, run: int) -> train_step.TrainState:
         del run
-        return sharding.local(state, self._mesh)
+        return sharding.one_copy(state, self._mesh)
 
     @property
     def flops(self) -> float | None:
@@ -174,7 +175,7 @@ def initial_state(
     fit = methods.METHODS[config.method].fit
     if fit is None or images is None:
         return state
-    params = fit(sharding.local(state.params, mesh), images, config)
+    params = fit(sharding.one_copy(state.params, mesh), images, config)
     params = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), params, state.params)
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
     return state.replace(params=params, ema=ema)

@@ -16,10 +16,35 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from pae_jax import image_ops
 from pae_jax.config import ModelConfig
-from pae_jax.convolution import Convolution3x3
+from pae_jax.devices import winograd
 
 EDGE = 1 / 512  # half a grey level of 8 bits: black and white have finite logits
+
+
+class Convolution3x3(nn.Module):
+    """`flax.linen.Conv` with a 3×3 kernel: the same parameters, names and values."""
+
+    width: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], below: Array | None = None
+    ) -> Float[Array, "b h w width"]:
+        """With `below` (b, h/2, w/2, c'): the convolution of [upsample(below), x], not laid out."""
+        dtype = jnp.dtype(self.dtype)
+        count = 0 if below is None else below.shape[-1]
+        shape = (3, 3, count + x.shape[-1], self.width)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape).astype(dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,)).astype(dtype)
+        # A convolution is linear in its channels, so both parts go their own ways, and that of
+        # upsample(below) is computed on the small map.
+        y = winograd.convolve(x.astype(dtype), kernel[:, :, count:])
+        if below is not None:
+            y += winograd.convolve_upsampled(below.astype(dtype), kernel[:, :, :count])
+        return y + bias[None, None, None]
 
 
 def _convolution(
@@ -89,7 +114,7 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, below: Array | None = None) -> Array:
-        for i in range(self.config.convolutions):
+        for i in range(self.config.convs_per_stage):
             convolution = Convolution3x3(self.width, self.config.dtype, name=f"Conv_{i}")
             x = convolution(x, below if i == 0 else None)
             x = nn.relu(_normalise(x, self.config))
@@ -105,8 +130,8 @@ class DilatedLayer(nn.Module):
     def __call__(self, x: Array) -> Array:
         config = self.config
         branches = [
-            _convolution(config.branch_width, config.kernel, config, rate=rate)(x)
-            for rate in config.rates
+            _convolution(config.branch_width, config.dilated_kernel_size, config, rate=rate)(x)
+            for rate in config.dilation_rates
         ]
         y = nn.relu(_normalise(jnp.concatenate(branches, axis=-1), config))
         return nn.relu(x + _normalise(_convolution(x.shape[-1], 1, config)(y), config))
@@ -147,26 +172,6 @@ def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     return x.reshape(b, 2 * h, 2 * w, c)
 
 
-def space_to_depth(x: Float[Array, "b h w c"], factor: int) -> Float[Array, "b hh ww cc"]:
-    """Blocks of factor × factor pixels become channels: (b, h/factor, w/factor, c·factor²)."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // factor, factor, w // factor, factor, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // factor, w // factor, factor**2 * c)
-
-
-def depth_to_space(x: Float[Array, "b h w c"], factor: int) -> Float[Array, "b hh ww cc"]:
-    """The inverse of `space_to_depth`."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h, w, factor, factor, c // factor**2)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * factor, w * factor, c // factor**2)
-
-
-def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int) -> Float[Array, "b hh ww c"]:
-    """Pads bottom and right by symmetric reflection until `multiple` divides h and w."""
-    pads = [(0, -size % multiple) for size in x.shape[1:3]]
-    return jnp.pad(x, [(0, 0), *pads, (0, 0)], mode="symmetric") if any(map(max, pads)) else x
-
-
 class UNet(nn.Module):
     """f_θ: [0,1]^{h×w×c} → [0,1]^{h×w×c}; any h, w ≥ 1, padded and cropped where needed."""
 
@@ -179,9 +184,9 @@ class UNet(nn.Module):
         remat: Callable[[type[nn.Module]], Any] = nn.remat if config.remat else lambda block: block
         stage, dilated, decoder = remat(Stage), remat(DilatedLayer), remat(Decoder)
         _, height, width, channels = x.shape
-        y = pad_to_multiple(x, config.stem * 2 ** len(config.widths))
+        y = image_ops.pad_to_multiple(x, config.patch_size * 2 ** len(config.widths))
         # Centred input: the first convolution then starts from values of both signs.
-        y = space_to_depth(2 * y.astype(jnp.dtype(config.dtype)) - 1, config.stem)
+        y = image_ops.space_to_depth(2 * y.astype(jnp.dtype(config.dtype)) - 1, config.patch_size)
 
         encoded = []
         for i, stage_width in enumerate(config.widths):
@@ -196,19 +201,21 @@ class UNet(nn.Module):
             y = decoder(stage_width, config, name=f"decoder_{i}")(y, encoded[i])
 
         # The output leaves in float32: the loss and the iterates of f are not rounded.
-        y = _convolution(channels * config.stem**2, 1, config, zero=config.output == "residual")(y)
-        y = depth_to_space(y.astype(jnp.float32), config.stem)[:, :height, :width]
+        y = _convolution(
+            channels * config.patch_size**2, 1, config, zero=config.output == "residual_logit"
+        )(y)
+        y = image_ops.depth_to_space(y.astype(jnp.float32), config.patch_size)[:, :height, :width]
         return OUTPUTS[config.output](y, x)
 
 
-def _residual(y: Float[Array, "b h w c"], x: Float[Array, "b h w c"]) -> Array:
+def _residual_logit(y: Float[Array, "b h w c"], x: Float[Array, "b h w c"]) -> Array:
     # Before training y = 0 and f = id: a conservative projection has to learn corrections only.
     return nn.sigmoid(y + jax.scipy.special.logit(jnp.clip(x, EDGE, 1 - EDGE)))
 
 
 OUTPUTS: dict[str, Callable[[Array, Array], Array]] = {
     "sigmoid": lambda y, x: nn.sigmoid(y),
-    "residual": _residual,
+    "residual_logit": _residual_logit,
 }
 """From the last features and the input to f(x), by `model.output`."""
 

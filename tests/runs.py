@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 import layouts
-from pae_jax import checkpoint, config_file, predict
+from pae_jax import config_file
 from pae_jax.config import Config
+from pae_jax.workdir import record, trained_model
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STEPS = 30
@@ -19,13 +20,13 @@ SETTINGS = {
     "data.source": "folder",
     "data.size": 16,
     "data.texture_size": 16,
-    "data.holdout": 0.3,
+    "data.holdout_fraction": 0.3,
     "model.widths": (4,),
-    "model.convolutions": 1,
+    "model.convs_per_stage": 1,
     "model.bottleneck_layers": 1,
     "model.branch_width": 4,
-    "model.rates": (1,),
-    "model.kernel": 3,
+    "model.dilation_rates": (1,),
+    "model.dilated_kernel_size": 3,
     "optimizer.learning_rate": 1e-2,
     "train.steps": STEPS,
     "train.batch_size": 4,
@@ -35,8 +36,8 @@ SETTINGS = {
     "train.panel_every": STEPS,
     "train.validation_examples": 8,
     "train.tensorboard": False,
-    "sharding.data": 1,
-    "eval.bootstrap": 20,
+    "sharding.data_parallel": 1,
+    "eval.bootstrap_resamples": 20,
     "eval.batch_size": 4,
     "eval.diagnostics": False,
 }
@@ -64,7 +65,7 @@ def words(root: Path, **changes: object) -> list[str]:
     places = {
         "data.root": root / "data",
         "data.textures": root / "textures",
-        "data.cache": root / "cache",
+        "data.cache_dir": root / "cache",
     }
     settings = SETTINGS | places | {k.replace("__", "."): v for k, v in changes.items()}
     overrides = [f"--config.{key}={value}" for key, value in settings.items()]
@@ -100,7 +101,7 @@ def clone(run: Run, to: Path) -> Run:
 
 def read_state(workdir: Path) -> tuple[int, list[np.ndarray]]:
     """The newest checkpoint: its step, and every array of its state."""
-    step, state = predict.restore(workdir, checkpoint.read_config(workdir))
+    step, state = trained_model.restore(workdir, record.read_config(workdir))
     return step, [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 

@@ -13,7 +13,7 @@ import skimage.data
 import skimage.metrics
 
 from pae_jax import anomaly_map
-from pae_jax.anomaly_map import MAPS, SCORES, SMOOTHINGS
+from pae_jax.anomaly_map import IMAGE_SCORES, MAPS, SMOOTHINGS
 from pae_jax.config import EvalConfig
 
 SIZES = [(1, 1), (2, 1), (7, 300), (255, 257)]
@@ -224,7 +224,7 @@ def test_image_scores(size):
         "mean": exact.mean(axis=1),
         "topk": np.sort(exact, axis=1)[:, -count:].mean(axis=1),
     }
-    assert expected.keys() == SCORES.keys()
+    assert expected.keys() == IMAGE_SCORES.keys()
     for kind, values in expected.items():
         np.testing.assert_allclose(anomaly_map.image_score(maps, kind, 0.01), values, rtol=2e-6)
 
@@ -241,4 +241,4 @@ def test_configuration_offers_what_the_registries_hold():
     choices = {f.name: f.metadata.get("choices") for f in dataclasses.fields(EvalConfig)}
     assert set(choices["map"]) == set(MAPS)
     assert set(choices["smoothing"]) == set(SMOOTHINGS)
-    assert set(choices["score"]) <= set(SCORES)
+    assert set(choices["score"]) <= set(IMAGE_SCORES)

@@ -15,8 +15,9 @@ from jax.sharding import PartitionSpec
 
 import runs
 from data_pipelines.errors import BadInput
-from pae_jax import aot, config_file, hardware, main, sharding
+from pae_jax import aot, config_file, main
 from pae_jax.config import Config
+from pae_jax.devices import hardware, hlo, sharding
 
 CHIP = hardware.CHIPS["TPU v5 lite"]
 NEEDS = "needs libtpu: pip install -e '.[tpu]'"
@@ -37,13 +38,13 @@ ENTRY %main {
 
 def tiny(*overrides: str) -> Config:
     words = [f"--config.{key}={value}" for key, value in runs.SETTINGS.items()]
-    words += ["--config.data.source=procedural", "--config.sharding.data=-1", *overrides]
+    words += ["--config.data.source=procedural", "--config.sharding.data_parallel=-1", *overrides]
     return config_file.load(str(runs.CONFIGS / "default.py"), words)
 
 
 def command(*words: str) -> list[str]:
     overrides = [f"--config.{key}={value}" for key, value in runs.SETTINGS.items()]
-    overrides += ["--config.data.source=procedural", "--config.sharding.data=-1", *words]
+    overrides += ["--config.data.source=procedural", "--config.sharding.data_parallel=-1", *words]
     return ["compile", f"--config={runs.CONFIGS / 'default.py'}", *overrides]
 
 
@@ -79,15 +80,18 @@ def test_without_libtpu_it_says_what_to_install(started, capsys, monkeypatch):
     [
         (["train.batch_size=12"], "train.batch_size: 12 is not divisible by 8, for the 8 chips"),
         (
-            ["train.batch_size=16", "train.accumulate=4"],
+            ["train.batch_size=16", "train.grad_accumulation_steps=4"],
             "train.batch_size: 4 is not divisible by 8",
         ),
         (
-            ["train.batch_size=6", "sharding.model=2"],
+            ["train.batch_size=6", "sharding.model_parallel=2"],
             "train.batch_size: 6 is not divisible by 4, for the 8 chips",
         ),
-        (["train.batch_size=8", "sharding.data=4"], "sharding.data: 4 would leave chips"),
-        (["sharding.wrapper=pmap"], "sharding.wrapper: pmap cannot be compiled ahead"),
+        (
+            ["train.batch_size=8", "sharding.data_parallel=4"],
+            "sharding.data_parallel: 4 would leave chips",
+        ),
+        (["sharding.transform=pmap"], "sharding.transform: pmap cannot be compiled ahead"),
     ],
 )
 def test_every_chip_must_have_work(overrides, message):
@@ -100,12 +104,12 @@ def test_every_chip_must_have_work(overrides, message):
 
 
 def test_collectives_of_a_text():
-    assert aot.collectives(HLO) == {
-        "all-reduce": aot.Collective(3, (8 * 32 * 4 + 3 * 2) + 16 + 4),
-        "all-gather": aot.Collective(1, 8 * 4 * 4),
-        "collective-permute": aot.Collective(1, 6 + 8),
+    assert hlo.collectives(HLO) == {
+        "all-reduce": hlo.Collective(3, (8 * 32 * 4 + 3 * 2) + 16 + 4),
+        "all-gather": hlo.Collective(1, 8 * 4 * 4),
+        "collective-permute": hlo.Collective(1, 6 + 8),
     }
-    assert aot.collectives("ENTRY %main { %p = f32[] parameter(0) }") == {}
+    assert hlo.collectives("ENTRY %main { %p = f32[] parameter(0) }") == {}
 
 
 def test_collectives_of_a_compiled_program():
@@ -117,7 +121,7 @@ def test_collectives_of_a_compiled_program():
         out_specs=PartitionSpec(),
     )
     text = jax.jit(mean).lower(jnp.ones((8, 24))).compile().as_text()
-    assert aot.collectives(text) == {"all-reduce": aot.Collective(1, 24 * 4)}
+    assert hlo.collectives(text) == {"all-reduce": hlo.Collective(1, 24 * 4)}
 
 
 def test_the_roofline_is_the_slower_of_arithmetic_and_memory():
@@ -129,7 +133,7 @@ def test_the_roofline_is_the_slower_of_arithmetic_and_memory():
 
 def report(temporaries: int) -> aot.Report:
     memory = aot.Memory(200 * 2**20, 100 * 2**20, 100 * 2**20, temporaries, 24 * 2**20)
-    found = {"all-reduce": aot.Collective(2, 3 * 2**20)}
+    found = {"all-reduce": hlo.Collective(2, 3 * 2**20)}
     return aot.Report("training", 16, CHIP, aot.Costs(memory, 197e9, 8.2e9, found))
 
 
@@ -163,7 +167,7 @@ def test_what_is_lowered_here_takes_the_state_and_streamed_batches():
 
 def test_the_rules_are_those_of_a_tpu():
     """Parts of a batch are a loop there, and written out on a CPU (train_step.py)."""
-    settings = tiny("--config.train.batch_size=16", "--config.train.accumulate=2")
+    settings = tiny("--config.train.batch_size=16", "--config.train.grad_accumulation_steps=2")
     mesh = aot.slice_mesh(settings, jax.devices(), "of CPUs")
     text = aot.lower_training(settings, mesh).as_text()
     one = tiny("--config.train.batch_size=8")

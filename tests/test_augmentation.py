@@ -10,7 +10,7 @@ import pytest
 import scipy.ndimage
 
 from data_pipelines.errors import BadInput
-from pae_jax import augmentation
+from pae_jax import augmentation, image_ops
 from sampling import KEY, jit, uniform
 
 
@@ -23,7 +23,7 @@ def augment(key, x, policy, shape):
     return augmentation.augment(key, x, policy, shape)
 
 
-rotate = jit(augmentation.rotate)
+rotate = jit(image_ops.rotate)
 
 IDENTITY = np.array
 H_FLIP, V_FLIP = (lambda x: x[:, ::-1]), (lambda x: x[::-1])
@@ -72,7 +72,7 @@ def test_rotation_by_quarters_is_a_quarter_turn(size, quarters):
 
 def test_rotation_agrees_with_scipy():
     x = images(1, 24, 24, 1)[0]
-    ours = augmentation.rotate(jnp.asarray(x), math.radians(33))
+    ours = image_ops.rotate(jnp.asarray(x), math.radians(33))
     theirs = scipy.ndimage.rotate(x[..., 0], 33, reshape=False, order=1, mode="reflect")
     np.testing.assert_allclose(ours[..., 0], theirs, atol=2e-5)
 
@@ -86,7 +86,7 @@ def test_rotation_of_a_constant_has_no_corners():
 def test_resample_reflects_like_scipy(shape):
     x = images(1, *shape)[0]
     y, z = np.random.default_rng(2).uniform(-40, 40, (2, 50, 3)).astype(np.float32)
-    ours = jit(augmentation.resample)(jnp.asarray(x), jnp.asarray(y), jnp.asarray(z))
+    ours = jit(image_ops.resample)(jnp.asarray(x), jnp.asarray(y), jnp.asarray(z))
     for channel in range(3):
         theirs = scipy.ndimage.map_coordinates(x[..., channel], [y, z], order=1, mode="reflect")
         np.testing.assert_allclose(ours[..., channel], theirs, atol=2e-5)

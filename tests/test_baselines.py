@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 import runs
-from configs import baselines
-from pae_jax import config_file, main, methods, predict
+from pae_jax import config_file, main, methods
+from pae_jax.configs import baselines
+from pae_jax.workdir import trained_model
 
 FILE = runs.CONFIGS / "baselines.py"
 DIAGNOSED = ("draem", "pca", "segmentation")
@@ -21,7 +22,7 @@ def words(root: Path, name: str, **changes: object) -> list[str]:
     """The recipe on the small images of `runs`; its own keys stay as they are."""
     own = {
         "data__source": "folder",
-        "model__stem": 1,
+        "model__patch_size": 1,
         "model__widths": (4, 4),
         "train__steps": 3,
         "train__validate_every": 2,
@@ -122,7 +123,7 @@ def test_all_are_trained_each_in_its_workdir(root, tmp_path, capsys):
     printed = capsys.readouterr().out
     for name in baselines.CHANGES:
         assert f"{tmp_path / name}: finished at step" in printed
-        found = predict.load(tmp_path / name)
+        found = trained_model.load(tmp_path / name)
         assert found.step == methods.steps(found.config)
 
 
@@ -153,4 +154,4 @@ def test_members_of_a_population_are_what_they_would_be_alone(name, root, tmp_pa
     if name == "pca":
         (folders[1] / "checkpoints/0").rename(tmp_path / "taken away")
         population.train_population(list(zip(chosen, folders, strict=True)))
-        assert predict.load(folders[1]).step == 0
+        assert trained_model.load(folders[1]).step == 0

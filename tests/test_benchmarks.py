@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import runs
-from pae_jax import checkpoint, evaluate, predict, unet
+from pae_jax import evaluate, unet
 from pae_jax.config import ModelConfig
+from pae_jax.workdir import trained_model
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 WITH_TORCH = pytest.mark.skipif(
@@ -137,13 +138,13 @@ def test_overfitting_end_to_end(overfitting, tmp_path, capsys, compilation_cache
         *_, last = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
         for name in ("loss", "pixel_ap"):
             assert row[f"{name}_held_out"] == pytest.approx(last[f"validation/{name}"], rel=1e-4)
-        without = ("--config.eval.bootstrap=0", "--config.eval.diagnostics=False")
+        without = ("--config.eval.bootstrap_resamples=0", "--config.eval.diagnostics=False")
         found = evaluate.evaluate(workdir, overrides=without).metrics
         for name in ("image_auroc_sum", "image_auroc_max", "image_auroc_topk", "pixel_ap"):
             assert row[f"{name}_real"] == pytest.approx(found[name], abs=1e-3)
         # What was trained on is what is opened again.
-        assert len(predict.open_split(workdir, checkpoint.read_config(workdir)).images) == 5
-    first, second = (checkpoint.read_config(tmp_path / m) for m in ("projection", "segmentation"))
+        assert len(trained_model.open_split(workdir, record.read_config(workdir)).images) == 5
+    first, second = (record.read_config(tmp_path / m) for m in ("projection", "segmentation"))
     assert dataclasses.replace(first, method="segmentation") == second
     assert second.optimizer.schedule == "constant"  # smoke.py says cosine
 
@@ -165,7 +166,7 @@ def test_overfitting_end_to_end(overfitting, tmp_path, capsys, compilation_cache
     assert found == trained
     # Other settings have no business there.
     assert overfitting("--points", "2", "4", "--images=6") == 2
-    assert "data.images is 5 there and 6 now" in capsys.readouterr().err
+    assert "data.max_images is 5 there and 6 now" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -174,9 +175,12 @@ def test_overfitting_end_to_end(overfitting, tmp_path, capsys, compilation_cache
         (("--points", "2", "3"), "--points: multiples of the first one, not 2 3"),
         (("--points", "2", "8"), "--points: ascending, from 1 to --steps=4, not 2 8"),
         ((), "--points: name them"),
-        (("--points", "2", "--config.train.keep=1"), "train.keep: set by the experiment"),
+        (
+            ("--points", "2", "--config.train.keep_checkpoints=1"),
+            "train.keep_checkpoints: set by the experiment",
+        ),
         (("--points", "2", "--config.corruption.kind=cutpaste"), "corruption.kind: cutpaste"),
-        (("--points", "2", "--images=-1"), "data.images: at least 0"),
+        (("--points", "2", "--images=-1"), "data.max_images: at least 0"),
     ],
     ids=str,
 )
@@ -200,13 +204,24 @@ def test_overfitting_tells_no_folder(monkeypatch):
 @WITH_TORCH
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"norm": "none"}, {"norm": "instance", "stem": 2}, {"norm": "layer", "kernel": 5}],
+    [
+        {},
+        {"norm": "none"},
+        {"norm": "instance", "patch_size": 2},
+        {"norm": "layer", "dilated_kernel_size": 5},
+    ],
     ids=str,
 )
 def test_the_twin_takes_the_same_step(monkeypatch, changes):
     monkeypatch.syspath_prepend(BENCHMARKS)
     step = importlib.import_module("step")
-    settings = {"widths": (8, 16), "branch_width": 8, "rates": (1, 2), "kernel": 3, **changes}
+    settings = {
+        "widths": (8, 16),
+        "branch_width": 8,
+        "dilation_rates": (1, 2),
+        "dilated_kernel_size": 3,
+        **changes,
+    }
     config = ModelConfig(**settings)
     batch = step.make_batch(16, 2)
     params = unet.UNet(config).init(jax.random.key(0), jnp.asarray(batch[0][:1]))
@@ -221,7 +236,7 @@ def test_a_changed_twin_is_noticed(monkeypatch):
     """The comparison can fail: one kernel of the twin is scaled by a thousandth more."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     step, twin = importlib.import_module("step"), importlib.import_module("step_torch")
-    config = ModelConfig(widths=(4,), branch_width=4, rates=(1,), kernel=3)
+    config = ModelConfig(widths=(4,), branch_width=4, dilation_rates=(1,), dilated_kernel_size=3)
     batch = step.make_batch(8, 2)
     params = unet.UNet(config).init(jax.random.key(0), jnp.asarray(batch[0][:1]))
     load = twin.load
@@ -240,7 +255,9 @@ def test_a_changed_twin_is_noticed(monkeypatch):
 def test_the_layouts_hold_the_same_numbers(monkeypatch, layout):
     monkeypatch.syspath_prepend(BENCHMARKS)
     step, twin = importlib.import_module("step"), importlib.import_module("step_torch")
-    config = ModelConfig(widths=(4, 8), branch_width=4, rates=(1, 2), kernel=3)
+    config = ModelConfig(
+        widths=(4, 8), branch_width=4, dilation_rates=(1, 2), dilated_kernel_size=3
+    )
     batch = step.make_batch(16, 2)
     params = unet.UNet(config).init(jax.random.key(0), jnp.asarray(batch[0][:1]))
     _, take = twin.make_step(config, params, batch, layout=layout)

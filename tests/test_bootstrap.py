@@ -5,7 +5,8 @@ import pytest
 import scipy.ndimage
 
 from data_pipelines.errors import BadInput
-from pae_jax import bootstrap, metrics
+from pae_jax import metrics
+from pae_jax.metrics import bootstrap
 
 
 def smooth_images(count, size, seed=0):

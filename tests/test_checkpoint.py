@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from data_pipelines.errors import BadInput
-from pae_jax import checkpoint
+from pae_jax.workdir import checkpoint, files, record
 
 
 def state(value: float, devices: int = 1):
@@ -111,7 +111,7 @@ def test_only_the_writer_cleans_up(tmp_path):
 
 def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
     path = tmp_path / "deep/file.json"
-    checkpoint.write_json(path, {"b": float("nan"), "a": [1.5, float("inf")], "c": (None, "x")})
+    files.write_json(path, {"b": float("nan"), "a": [1.5, float("inf")], "c": (None, "x")})
     text = path.read_text()
     assert json.loads(text) == {"a": [1.5, None], "b": None, "c": [None, "x"]}
 
@@ -120,7 +120,7 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        checkpoint.write_json(path, {})
+        files.write_json(path, {})
     assert path.read_text() == text
     assert [p.name for p in path.parent.iterdir()] == ["file.json"]
 
@@ -128,6 +128,6 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
 def test_a_spoiled_small_file_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"train": {')
     with pytest.raises(BadInput, match=rf"^{tmp_path}/config.json: cannot be read"):
-        checkpoint.read_config(tmp_path)
+        record.read_config(tmp_path)
     with pytest.raises(BadInput, match=rf"^{tmp_path}/data.json: not found"):
-        checkpoint.read_data_record(tmp_path)
+        record.read_data_record(tmp_path)

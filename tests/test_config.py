@@ -36,7 +36,7 @@ def load(*words):
 
 
 def test_the_default_file_is_the_dataclasses_key_by_key():
-    from configs import default
+    from pae_jax.configs import default
 
     assert dict(flat(default.get_config().to_dict())) == dict(flat(config.Config().to_dict()))
 
@@ -65,20 +65,20 @@ def test_an_argument_that_the_file_does_not_know(path):
 def test_overrides():
     changed = load(
         "--config.model.widths=(8,16)",
-        "--config.model.rates=[1, 2, 3]",
+        "--config.model.dilation_rates=[1, 2, 3]",
         "--config.model.remat=true",
         "--config.train.tensorboard=False",
-        "--config.optimizer.clip=1",
+        "--config.optimizer.clip_norm=1",
         "--config.optimizer.learning_rate=3e-4",
         "--config.data.category=007",
         "--config.data.root=a=b (c)",
         "--config.objective.jacobian.weight=0.5",
     )
     assert changed.model.widths == (8, 16)
-    assert changed.model.rates == (1, 2, 3)
+    assert changed.model.dilation_rates == (1, 2, 3)
     assert changed.model.remat is True
     assert changed.train.tensorboard is False
-    assert (changed.optimizer.clip, type(changed.optimizer.clip)) == (1.0, float)
+    assert (changed.optimizer.clip_norm, type(changed.optimizer.clip_norm)) == (1.0, float)
     assert changed.optimizer.learning_rate == 3e-4
     assert changed.data.category == "007"
     assert changed.data.root == "a=b (c)"
@@ -101,20 +101,20 @@ def test_overrides():
         ("--config.train.steps=", r"train\.steps: expected int, got ''"),
         ("--config.train.steps=True", r"train\.steps: expected int, got True"),
         ("--config.train.steps=__import__('os')", r"train\.steps: expected int"),
-        ("--config.optimizer.clip=True", r"optimizer\.clip: expected float, got True"),
-        ("--config.optimizer.clip=1e999", r"optimizer\.clip: a finite number"),
+        ("--config.optimizer.clip_norm=True", r"optimizer\.clip: expected float, got True"),
+        ("--config.optimizer.clip_norm=1e999", r"optimizer\.clip: a finite number"),
         ("--config.model.remat=1", r"model\.remat: expected bool, got 1"),
         ("--config.model.widths=8", r"model\.widths: a tuple of int, not 8"),
         ("--config.model.widths=(8,1.5)", r"model\.widths: expected int, got 1\.5"),
         ("--config.model.widths=()", r"model\.widths: at least one"),
-        ("--config.model.rates=(0,)", r"model\.rates: at least one positive"),
-        ("--config.model.kernel=4", r"model\.kernel: an odd size, not 4"),
+        ("--config.model.dilation_rates=(0,)", r"model\.rates: at least one positive"),
+        ("--config.model.dilated_kernel_size=4", r"model\.kernel: an odd size, not 4"),
         ("--config.data.size=0", r"data\.size: at least 1, not 0"),
-        ("--config.data.images=-1", r"data\.images: at least 0, not -1"),
-        ("--config.data.holdout=0", r"data\.holdout: above 0\.0, not 0\.0"),
-        ("--config.data.holdout=0.6", r"data\.holdout: at most 0\.5, not 0\.6"),
+        ("--config.data.max_images=-1", r"data\.images: at least 0, not -1"),
+        ("--config.data.holdout_fraction=0", r"data\.holdout: above 0\.0, not 0\.0"),
+        ("--config.data.holdout_fraction=0.6", r"data\.holdout: at most 0\.5, not 0\.6"),
         ("--config.train.seed=-1", r"train\.seed: at least 0, not -1"),
-        ("--config.eval.map=ssmi", r"eval\.map: one of mse, ssim, gms, msgms, not 'ssmi'"),
+        ("--config.eval.anomaly_map=ssmi", r"eval\.map: one of mse, ssim, gms, msgms, not 'ssmi'"),
         ("--config.data.source=folder", r"data\.root: "),
         ("--config.corruption.min_blobs=5", r"corruption\.min_blobs: 5 exceeds max_blobs 4"),
         ("--config.corruption.min_axis=0.5", r"corruption\.min_axis: 0\.5 exceeds"),

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from configs import baselines, mvtec, recipe, results, visa
 from data_pipelines.errors import BadInput
 from pae_jax import config as configuration
 from pae_jax import config_file, population
 from pae_jax.augmentation import check_policy
+from pae_jax.configs import baselines, mvtec, recipe, results, visa
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CATEGORIES = {"mvtec": mvtec.TEXTURES | mvtec.OBJECTS, "visa": visa.OBJECTS}
@@ -40,11 +40,11 @@ def test_a_configuration_is_valid(name):
     overrides = ["--config.data.root=here"] if on_folder else []
     config = load(name, *overrides)
     check_policy(config.data.augmentation, config.data.shape)
-    stride = config.model.stem * 2 ** len(config.model.widths)
+    stride = config.model.patch_size * 2 ** len(config.model.widths)
     assert config.data.size % stride == 0
     # Of the outermost taps of the widest dilation, one at least falls on the map's other half.
     side = config.data.size // stride
-    assert max(config.model.rates) * (config.model.kernel // 2) <= side // 2
+    assert max(config.model.dilation_rates) * (config.model.dilated_kernel_size // 2) <= side // 2
 
 
 def test_the_benchmarks_name_the_categories_of_their_datasets():
@@ -62,11 +62,11 @@ def test_the_benchmarks_name_the_categories_of_their_datasets():
 
 def test_textures_and_objects_have_the_papers_sizes():
     texture, thing, board = load("mvtec:carpet"), load("mvtec:screw"), load("visa:pcb1")
-    assert (texture.data.shape, texture.model.kernel) == ((512, 512), 3)
-    assert (thing.data.shape, thing.model.kernel) == ((256, 256), 5)
-    assert (board.data.shape, board.model.kernel) == ((256, 256), 5)
+    assert (texture.data.shape, texture.model.dilated_kernel_size) == ((512, 512), 3)
+    assert (thing.data.shape, thing.model.dilated_kernel_size) == ((256, 256), 5)
+    assert (board.data.shape, board.model.dilated_kernel_size) == ((256, 256), 5)
     assert thing.optimizer.learning_rate == 1e-4
-    assert thing.objective.weight == 0.5
+    assert thing.objective.mask_weight == 0.5
     assert thing.data.category == "mvtec_ad/screw"
 
 
@@ -113,7 +113,7 @@ def test_all_categories_are_runs_of_their_own():
         dataclasses.replace(config, sharding=one_device.sharding) for config in members.values()
     ]
     names = list(members)
-    shared = [{names[i] for i in chunk} for chunk in population.chunks(together)]
+    shared = [{names[i] for i in chunk} for chunk in population.group_runs(together)]
     assert {"carpet", "leather", "tile"} in shared
     assert {"bottle", "metal_nut", "screw"} in shared
     assert list(config_file.load_members(f"{CONFIGS}/mvtec.py:screw")) == [""]
@@ -136,10 +136,10 @@ def test_baselines_change_the_recipe_and_keep_its_budget():
         assert base.data.size == side
         # Autoencoder: what passes its bottleneck, and that there is no way around it.
         model = members[f"ae_ssim,{base_recipe}"].model
-        assert (side // model.stem // 2 ** len(model.widths)) ** 2 * model.widths[-1] == 128
+        assert (side // model.patch_size // 2 ** len(model.widths)) ** 2 * model.widths[-1] == 128
         assert (model.skip, model.bottleneck_layers) == ("none", 0)
         # One program each.
-        chunks = population.chunks(list(members.values()))
+        chunks = population.group_runs(list(members.values()))
         assert chunks == [[i] for i in range(len(members))]
 
 

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from pae_jax import convolution, hardware
-from pae_jax.convolution import Convolution3x3
-from pae_jax.unet import upsample
+from pae_jax.devices import hardware, winograd
+from pae_jax.unet import Convolution3x3, upsample
 
-WIDTH = convolution.NARROW  # wide enough for products
+WIDTH = winograd.NARROW  # wide enough for products
 
 
 def arrays(*shapes):
@@ -37,10 +36,10 @@ def test_against_float64(form, size, width):
     x, kernel = arrays((2, *size, width), (3, 3, width, WIDTH + 1))
     scale = np.sqrt(9 * width)
     np.testing.assert_allclose(
-        convolution.convolve(x, kernel), plain(x, kernel), atol=3e-6 * scale, rtol=0
+        winograd.convolve(x, kernel), plain(x, kernel), atol=3e-6 * scale, rtol=0
     )
     np.testing.assert_allclose(
-        convolution.convolve_upsampled(x, kernel),
+        winograd.convolve_upsampled(x, kernel),
         plain(upsample(x), kernel),
         atol=3e-6 * scale,
         rtol=0,
@@ -49,12 +48,12 @@ def test_against_float64(form, size, width):
 
 def test_products_take_the_place_of_convolutions(form):
     x, kernel = arrays((1, 4, 4, WIDTH), (3, 3, WIDTH, WIDTH))
-    for function in (convolution.convolve, convolution.convolve_upsampled):
+    for function in (winograd.convolve, winograd.convolve_upsampled):
         # A function of its own: what was traced is kept by the function.
         text = str(jax.make_jaxpr(lambda x, k, f=function: f(x, k))(x, kernel))
         assert ("conv_general_dilated" in text) != form
     low = kernel.astype(jnp.bfloat16)
-    text = str(jax.make_jaxpr(convolution.convolve)(x.astype(jnp.bfloat16), low))
+    text = str(jax.make_jaxpr(winograd.convolve)(x.astype(jnp.bfloat16), low))
     assert "conv_general_dilated" in text  # the sums would cost precision
 
 
@@ -77,7 +76,7 @@ def test_derivatives_are_those_of_a_convolution():
         return *back(y), penalty(kernel), jax.grad(penalty)(kernel)
 
     for ours, theirs in zip(
-        jax.jit(lambda: measures(convolution.convolve))(),
+        jax.jit(lambda: measures(winograd.convolve))(),
         jax.jit(lambda: measures(reference))(),
         strict=True,
     ):

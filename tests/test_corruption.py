@@ -18,7 +18,7 @@ VARIANTS = {
     "ellipses": DEFAULT,
     "perlin": dataclasses.replace(DEFAULT, mask="perlin"),
     "boxes": dataclasses.replace(DEFAULT, mask="boxes"),
-    "structural": dataclasses.replace(DEFAULT, kind="structural", placement="structure"),
+    "mixed": dataclasses.replace(DEFAULT, kind="mixed", placement="edges"),
     "draem": dataclasses.replace(DEFAULT, kind="draem"),
     "cutpaste": dataclasses.replace(DEFAULT, kind="cutpaste"),
     "riad": dataclasses.replace(DEFAULT, kind="riad"),
@@ -33,7 +33,7 @@ def corrupt(key, images, textures, config):
 @functools.partial(jit, static_argnums=3)
 def corrupt_and_draw_again(key, images, textures, config):
     """The batch, and (y, M) of the same draws, which the batch does not hand out."""
-    keys = jax.vmap(lambda k: jax.random.split(k)[1])(rng.per_example(key, len(images)))
+    keys = jax.vmap(lambda k: jax.random.split(k)[1])(rng.example_keys(key, len(images)))
     draw = functools.partial(corruption.KINDS[config.kind], config=config)
     return corruption.corrupt(key, images, textures, config), jax.vmap(draw)(keys, images, textures)
 
@@ -193,10 +193,10 @@ def test_riad_blacks_out_a_third_in_cells():
     assert abs(mask.mean() - 1 / 3) < 0.04
 
 
-def test_a_structural_pattern_is_one_of_four_equally_often():
+def test_a_mixed_pattern_is_one_of_four_equally_often():
     """On an image of one grey level a warp and a tone stay flat, a texture does not."""
     grey = jnp.full((32, 32, 3), 0.4)
-    config = dataclasses.replace(DEFAULT, kind="structural", contrast=0.0)
+    config = dataclasses.replace(DEFAULT, kind="mixed", contrast=0.0)
     patterns, _ = kind(KEY, grey, uniform(1, 32, 32, 3), config)
     flat = np.ptp(np.asarray(patterns), axis=(1, 2, 3)) < 1e-6
     same = np.abs(np.asarray(patterns) - 0.4).max((1, 2, 3)) < 1e-6

@@ -48,10 +48,10 @@ def test_errors_of_a_linear_map():
     )
     rms = lambda v, w: np.sqrt((w * v**2).sum(axis=1) / w.sum(axis=1))  # noqa: E731
     one = np.ones_like(x)
-    np.testing.assert_allclose(found["bias"], rms(x @ matrix.T - x, one))
+    np.testing.assert_allclose(found["on_manifold_bias"], rms(x @ matrix.T - x, one))
     np.testing.assert_allclose(found["idempotency"], rms(ffx - fx, one))
-    np.testing.assert_allclose(found["preserved"], rms(fx - x, 1 - mask))
-    np.testing.assert_allclose(found["corrected"], rms(fx - x, mask))
+    np.testing.assert_allclose(found["error_outside_mask"], rms(fx - x, 1 - mask))
+    np.testing.assert_allclose(found["error_inside_mask"], rms(fx - x, mask))
     distances = [np.linalg.norm(v - x, axis=1) for v in (corrupted, fx, ffx, fffx)]
     for n in (1, 2, 3):
         np.testing.assert_allclose(found[f"contraction_{n}"], distances[n] / distances[n - 1])
@@ -61,11 +61,11 @@ def test_what_an_uncorrupted_image_leaves_undefined():
     _, x, mask = _batch()
     batch = CorruptedBatch(x, x, jnp.zeros_like(mask))
     found = errors(lambda x: x / 2, batch)
-    for name in ("corrected", "contraction_1", "contraction_2", "contraction_3"):
+    for name in ("error_inside_mask", "contraction_1", "contraction_2", "contraction_3"):
         assert np.all(np.isnan(found[name])), name
-    assert np.all(np.isfinite(found["preserved"]))
+    assert np.all(np.isfinite(found["error_outside_mask"]))
     found = _geometry(lambda x: x / 2, x, batch)
-    assert np.all(np.isnan(found["corruption_defect"]))
+    assert np.all(np.isnan(found["corruption_suppression"]))
     assert np.all(np.isnan(found["normal_dominance"]))
 
 
@@ -87,12 +87,14 @@ def test_geometry_of_a_linear_map():
     corrupted, x, _ = map(_flat, batch)
     defect = matrix - np.eye(6)
     shift = (corrupted - x) / np.linalg.norm(corrupted - x, axis=1, keepdims=True)
-    np.testing.assert_allclose(found["corruption_defect"], np.linalg.norm(shift @ defect.T, axis=1))
+    np.testing.assert_allclose(
+        found["corruption_suppression"], np.linalg.norm(shift @ defect.T, axis=1)
+    )
     for i in range(len(x)):
         others = np.delete(_flat(clean), i, axis=0) - x[i]
         order = np.argsort(np.linalg.norm(others, axis=1))
         nearest = others[order[0]] / np.linalg.norm(others[order[0]])
-        np.testing.assert_allclose(found["tangent_defect"][i], np.linalg.norm(defect @ nearest))
+        np.testing.assert_allclose(found["tangent_distortion"][i], np.linalg.norm(defect @ nearest))
         directions, lengths, _ = np.linalg.svd(others[order[:3]].T, full_matrices=False)
         explained = np.cumsum(lengths**2) / np.sum(lengths**2)
         basis = directions[:, : 1 + np.sum(explained < 0.8)]
@@ -111,10 +113,10 @@ def test_a_projection_onto_a_sphere():
     ones = jnp.ones_like(x)
     batch = CorruptedBatch(x + 0.05 * normal, x, ones)
     early, late = errors(sphere.project, batch), _geometry(sphere.project, clean, batch)
-    for name in ("bias", "idempotency", "corrected"):
+    for name in ("on_manifold_bias", "idempotency", "corrected"):
         np.testing.assert_allclose(early[name], 0, atol=1e-12, err_msg=name)
-    np.testing.assert_allclose(late["tangent_defect"], 0, atol=0.05)
-    np.testing.assert_allclose(late["corruption_defect"], 1, rtol=1e-6)
+    np.testing.assert_allclose(late["tangent_distortion"], 0, atol=0.05)
+    np.testing.assert_allclose(late["corruption_suppression"], 1, rtol=1e-6)
     np.testing.assert_allclose(late["spectral_radius"], 1, rtol=1e-6)
     np.testing.assert_array_equal(late["fixed_point_steps"], 2)  # one to get there, one to see it
     np.testing.assert_array_equal(late["fixed_point_converged"], 1)
@@ -136,9 +138,9 @@ def test_the_contraction_of_theorem_2(ratio):
     )
     for n in (1, 2, 3):
         assert np.isclose(found[f"contraction_{n}"], ratio, rtol=1e-6)
-    assert found["preserved"] < 1e-12
-    assert found["bias"] < 1e-12
-    assert np.isclose(found["corrected"], ratio * 0.1)
+    assert found["error_outside_mask"] < 1e-12
+    assert found["on_manifold_bias"] < 1e-12
+    assert np.isclose(found["error_inside_mask"], ratio * 0.1)
     assert found["fixed_point_converged"] == 1
     assert found["fixed_point_error"] < 1e-5
     # The n-th residual is (1−ρ)ρⁿ⁻¹·0.2, against 1e-6·‖x‖.
@@ -162,14 +164,14 @@ def test_normal_dominance_on_a_plane(eta):
         plane.project, jnp.concatenate([clean, x]), batch, neighbours=6, explained=1.0
     )
     np.testing.assert_allclose(found["normal_dominance"], eta, atol=1e-6)
-    np.testing.assert_allclose(found["tangent_defect"], 0, atol=1e-9)
+    np.testing.assert_allclose(found["tangent_distortion"], 0, atol=1e-9)
 
 
 def test_too_few_neighbours_are_no_neighbours():
     batch = _batch()
     found = _geometry(lambda x: x, batch.clean[:1], batch, neighbours=3)
     # The first image has no other; the second has one, which spans a line.
-    assert np.isnan(found["tangent_defect"][0])
+    assert np.isnan(found["tangent_distortion"][0])
     assert found["normal_dominance"][0] == 0
     line, shift = _flat(batch.clean[:1] - batch.clean[1:2])[0], _flat(batch[0] - batch[1])[1]
     along = abs(line @ shift) / np.linalg.norm(line)
@@ -190,13 +192,15 @@ def test_diagnose_averages_over_all_images_and_compiles_once_for_all_parameters(
     calls = len(traced)
     other = diagnose(jax.tree_util.Partial(apply, jnp.asarray(0.25)), clean, batches, KEY)
     assert len(traced) == calls
-    biases = np.concatenate([errors(lambda x: x / 2, batch)["bias"] for batch in batches])
-    assert np.isclose(found["bias"], biases.mean())
+    biases = np.concatenate(
+        [errors(lambda x: x / 2, batch)["on_manifold_bias"] for batch in batches]
+    )
+    assert np.isclose(found["on_manifold_bias"], biases.mean())
     ratios = np.concatenate([errors(lambda x: x / 2, b)["contraction_1"] for b in batches])
     assert np.isclose(found["contraction_1"], np.median(ratios))
     assert np.isclose(found["spectral_radius"], 0.5)
-    assert np.isclose(other["jacobian"], 0.75)
-    assert np.isclose(other["tangent_defect"], 0.75)
+    assert np.isclose(other["jacobian_identity"], 0.75)
+    assert np.isclose(other["tangent_distortion"], 0.75)
     assert all(isinstance(value, float) for value in found.values())
 
 
@@ -204,5 +208,5 @@ def test_a_broken_f_is_not_averaged_away():
     batch = _batch()
     broken = lambda x: jnp.where(x > jnp.quantile(x, 0.9), jnp.nan, x)  # noqa: E731
     found = diagnose(broken, batch.clean, batch, KEY)
-    assert np.isnan(found["bias"])
+    assert np.isnan(found["on_manifold_bias"])
     assert found["fixed_point_converged"] < 1

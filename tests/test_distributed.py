@@ -21,7 +21,7 @@ CHANGES = {
     "train__steps": 20,
     "train__validate_every": 10,
     "train__checkpoint_every": 10,
-    "sharding__data": -1,
+    "sharding__data_parallel": -1,
 }
 
 

@@ -17,7 +17,8 @@ import runs
 from data_pipelines.dataset import open_training
 from data_pipelines.errors import BadInput
 from layouts import write
-from pae_jax import config, evaluate, main, predict, train_step
+from pae_jax import config, detection, evaluate, main, predict, train_step
+from pae_jax.workdir import trained_model
 
 PIXEL_KEYS = {"pixel_auroc", "pixel_ap", "pixel_aupro"}
 KEYS = {"image_auroc_sum", "image_auroc_max", "image_auroc_topk"} | PIXEL_KEYS
@@ -68,7 +69,7 @@ def test_metrics_hold_the_contract(evaluated):
     assert provenance["step"] == runs.STEPS
     assert found["images"] == {"good": 3, "crack": 2, "dent": 2}
     assert found["per_type"].keys() == {"crack", "dent"}
-    assert {"bias", "idempotency"} & found["diagnostics"].keys()
+    assert {"on_manifold_bias", "idempotency"} & found["diagnostics"].keys()
 
 
 def test_image_metrics_follow_from_the_scores(evaluated):
@@ -178,11 +179,11 @@ def test_thresholds_come_from_the_held_out_images_alone(trained, tmp_path, rate)
     run = runs.clone(trained, tmp_path)
     for name in ("test", "ground_truth"):
         shutil.rmtree(run.root / "data" / name)
-    model = predict.load(run.workdir, [f"--config.eval.false_positive_rate={rate}"])
-    limits = predict.thresholds(run.workdir, model)
+    model = trained_model.load(run.workdir, [f"--config.eval.false_positive_rate={rate}"])
+    limits = trained_model.thresholds(run.workdir, model)
     data = model.config.data
-    held_out = open_training(data.spec, holdout=data.holdout, seed=0).held_out
-    found = list(predict.detect_all(model, held_out))
+    held_out = open_training(data.spec, holdout=data.holdout_fraction, seed=0).held_out
+    found = list(detection.detect_all(model.params, held_out, model.config))
     assert limits.images == len(found) > 2
     for values, limit in (
         ([one.scores["sum"] for one in found], limits.score),
@@ -192,11 +193,11 @@ def test_thresholds_come_from_the_held_out_images_alone(trained, tmp_path, rate)
         assert limit in np.float64(values)  # the smallest of the observed values that does it
         below = max((v for v in np.float64(values) if v < limit), default=None)
         assert below is None or np.mean(np.array(values) > below) > rate - 1 / len(found)
-    assert predict.thresholds(run.workdir, model) == limits  # from the file
+    assert trained_model.thresholds(run.workdir, model) == limits  # from the file
     (run.workdir / "thresholds.json").unlink()
     write(run.root / "data/train/good/000.png", np.zeros((20, 24), np.uint8))
     with pytest.raises(BadInput, match="other training images"):
-        predict.thresholds(run.workdir, model)
+        trained_model.thresholds(run.workdir, model)
 
 
 @pytest.mark.usefixtures("compilation_cache")
@@ -205,15 +206,20 @@ def test_constant_and_tiny_images_give_finite_maps(kind):
     settings = config.from_config_dict(
         {
             "data": {"size": 8},
-            "model": {"widths": (2,), "branch_width": 2, "bottleneck_layers": 0, "convolutions": 1},
+            "model": {
+                "widths": (2,),
+                "branch_width": 2,
+                "bottleneck_layers": 0,
+                "convs_per_stage": 1,
+            },
             "eval": {"map": kind},
         }
     )
     params = train_step.init_state(settings, jax.random.key(0)).params
     random = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1))
     images = np.concatenate([np.full((1, 8, 8, 1), v) for v in (0, 128, 255)] + [random])
-    model = predict.Model(settings, params, 0, 1)
-    for one in predict.detect_all(model, images[:, :, :7].astype(np.uint8)):
+    model = trained_model.Model(settings, params, 0, 1)
+    for one in detection.detect_all(model.params, images[:, :, :7].astype(np.uint8), model.config):
         assert one.map.shape == (8, 7)
         assert one.map.min() >= 0
         assert one.map.max() <= 1
@@ -267,9 +273,9 @@ def test_predict_takes_any_folder(trained, tmp_path):
         pictures = [p.relative_to(out / folder) for p in (out / folder).rglob("*.png")]
         assert sorted(p.as_posix() for p in pictures) == [f"{name}.png" for name in names]
 
-    model = predict.load(trained.workdir, words)
+    model = trained_model.load(trained.workdir, words)
     pixels = np.asarray(Image.fromarray(grey).resize((16, 16), Image.Resampling.BILINEAR))
-    (found,) = predict.detect_all(model, pixels[None, ..., None])
-    expected = found.map > predict.thresholds(trained.workdir, model).pixel
+    (found,) = detection.detect_all(model.params, pixels[None, ..., None], model.config)
+    expected = found.map > trained_model.thresholds(trained.workdir, model).pixel
     mask = read_image(out / "masks/a.png.png")
     np.testing.assert_array_equal(mask, 255 * expected)

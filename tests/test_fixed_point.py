@@ -9,7 +9,8 @@ import optimistix
 import pytest
 
 from pae_jax.config import EvalConfig, ModelConfig
-from pae_jax.fixed_point import fixed_point, iterate, project
+from pae_jax.fixed_point import fixed_point, iterate
+from pae_jax.projection import project
 from pae_jax.unet import UNet
 
 SOLVERS = ["picard", "damped", "anderson"]
@@ -35,7 +36,12 @@ def starts(d=6):
 def unet():
     """A contraction with the parts of the real network, and images to start from."""
     config = ModelConfig(
-        widths=(4,), convolutions=1, bottleneck_layers=1, branch_width=4, rates=(1, 2), kernel=3
+        widths=(4,),
+        convs_per_stage=1,
+        bottleneck_layers=1,
+        branch_width=4,
+        dilation_rates=(1, 2),
+        dilated_kernel_size=3,
     )
     model = UNet(config)
     x = jax.random.uniform(jax.random.key(0), (4, 16, 16, 3))
@@ -180,11 +186,11 @@ def test_iterates_and_what_the_anomaly_map_compares_with(float64):
     x = jnp.array([[0.0, 1.0]])
     np.testing.assert_allclose(iterate(parabola, x, 0), x)
     np.testing.assert_allclose(iterate(parabola, x, 2), parabola(parabola(x)))
-    np.testing.assert_allclose(project(parabola, x, EvalConfig(iterations=1)), parabola(x))
+    np.testing.assert_allclose(project(parabola, x, EvalConfig()), parabola(x))
     np.testing.assert_allclose(
-        project(parabola, x, EvalConfig(iterations=3)), iterate(parabola, x, 3)
+        project(parabola, x, EvalConfig(apply="iterate", iterations=3)), iterate(parabola, x, 3)
     )
-    config = EvalConfig(iterations=0, tolerance=1e-12, max_steps=100)
+    config = EvalConfig(apply="fixed_point", fixed_point_tolerance=1e-12, max_steps=100)
     np.testing.assert_allclose(project(parabola, x, config), [[0.4, 0.0]], atol=1e-11)
 
 

@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from pae_jax import config, logs
+from pae_jax import config
+from pae_jax.workdir import logs
 
 
 def settings(**train):

@@ -12,7 +12,9 @@ import pytest
 
 import runs
 from layouts import encode, write
-from pae_jax import huge_pages, main
+from pae_jax import main
+from pae_jax.devices import process
+from pae_jax.workdir import record
 
 PROJECT = Path(__file__).parents[1]
 IMAGE = np.zeros((20, 24), np.uint8)
@@ -148,9 +150,12 @@ def test_bad_images(spoil, tmp_path, capsys):
         ("--config.data.root=nowhere", "nowhere: "),
         ("--config.data.category=nut", "nut: "),
         ("--config.data.augmentation=flips+spin", "data.augmentation: no policy 'spin'"),
-        ("--config.data.groups=sometimes", "data.groups: "),
-        ("--config.data.cache=/proc/cache", "/proc/cache: "),
-        ("--config.sharding.data=64", "sharding.data: 64 devices asked for, 8 available"),
+        ("--config.data.holdout_groups=sometimes", "data.holdout_groups: "),
+        ("--config.data.cache_dir=/proc/cache", "/proc/cache: "),
+        (
+            "--config.sharding.data_parallel=64",
+            "sharding.data_parallel: 64 devices asked for, 8 available",
+        ),
         ("--config=nowhere.py", "nowhere.py: no such config file"),
         ("--workdir={file}/run", "{file}/run: cannot be written"),
         ("--workdir={file}", "{file}: cannot be written"),
@@ -183,13 +188,13 @@ def test_the_workdir_of_another_run(trained, tmp_path, capsys):
 
 def test_a_workdir_without_a_checkpoint_takes_another_config(trained, tmp_path):
     """What failed before it saved anything does not stand in the way of its correction."""
-    from pae_jax import checkpoint, train
+    from pae_jax import train
 
     config = runs.load_config(trained.root)
     (tmp_path / "config.json").write_text(json.dumps({"train": {"steps": 3}}))
     (tmp_path / "data.json").write_text("{}")
     assert train.train_and_evaluate(config, tmp_path).step == runs.STEPS
-    assert checkpoint.read_config(tmp_path) == config
+    assert record.read_config(tmp_path) == config
     runs.assert_same_state(tmp_path, trained.workdir)
 
 
@@ -239,8 +244,8 @@ def test_bad_test_images(spoil, trained, tmp_path, capsys):
     ("word", "named"),
     [
         ("--config.train.steps=3", "--config.train.steps=3: after training, only --config.eval"),
-        ("--config.eval.map=ssmi", "eval.map: one of mse, "),
-        ("--config.eval.mop=ssim", "eval.mop: no such key; did you mean eval.map?"),
+        ("--config.eval.anomaly_map=ssmi", "eval.anomaly_map: one of mse, "),
+        ("--config.eval.mop=ssim", "eval.mop: no such key; did you mean eval.anomaly_map?"),
         ("--workdir={empty}", "{empty}/config.json: not found"),
         ("--workdir={empty}/typo", "{empty}/typo/config.json: not found"),
     ],
@@ -282,7 +287,11 @@ def test_bad_folders_of_predict(trained, tmp_path, capsys):
 def test_in_a_process_of_its_own(tmp_path):
     root = runs.make_folder(tmp_path)
     named = truncated(root / "data")
-    words = [*runs.words(root), f"--workdir={tmp_path / 'run'}", "--config.sharding.data=-1"]
+    words = [
+        *runs.words(root),
+        f"--workdir={tmp_path / 'run'}",
+        "--config.sharding.data_parallel=-1",
+    ]
     done = run(sys.executable, "-m", "pae_jax.main", "train", *words)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
@@ -294,12 +303,12 @@ def test_huge_pages_are_asked_for_once(monkeypatch):
     calls = []
     monkeypatch.setattr(os, "execv", lambda *words: calls.append(words))
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "pae_jax.main", "train", "--help"])
-    monkeypatch.setenv(huge_pages.TUNABLES, "")
-    huge_pages.use_huge_pages()  # left alone where it is set
+    monkeypatch.setenv(process.TUNABLES, "")
+    process.restart_with_huge_pages()  # left alone where it is set
     assert not calls
-    monkeypatch.delenv(huge_pages.TUNABLES)
-    huge_pages.use_huge_pages()
-    huge_pages.use_huge_pages()
+    monkeypatch.delenv(process.TUNABLES)
+    process.restart_with_huge_pages()
+    process.restart_with_huge_pages()
     arguments = [sys.executable, "-m", "pae_jax.main", "train", "--help"]
     assert calls == [(sys.executable, arguments)]
-    assert os.environ[huge_pages.TUNABLES] == "glibc.malloc.hugetlb=1"
+    assert os.environ[process.TUNABLES] == "glibc.malloc.hugetlb=1"

@@ -13,18 +13,10 @@ from sklearn.svm import OneClassSVM
 
 from data_pipelines import procedural
 from data_pipelines.errors import BadInput
-from pae_jax import (
-    baselines,
-    config,
-    methods,
-    predict,
-    preprocess,
-    sharding,
-    train,
-    train_step,
-    unet,
-)
+from pae_jax import config, detection, image_ops, methods, train, train_step, unet
 from pae_jax.corruption import CorruptedBatch
+from pae_jax.devices import sharding
+from pae_jax.methods import deep_svdd, inpainting, one_class_svm, pca
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -37,10 +29,10 @@ def settings(method: str, **changes: object) -> config.Config:
         "data": {"size": SIDE, "texture_size": SIDE},
         "model": {
             "widths": (8, 8),
-            "convolutions": 1,
+            "convs_per_stage": 1,
             "branch_width": 4,
-            "rates": (1,),
-            "kernel": 3,
+            "dilation_rates": (1,),
+            "dilated_kernel_size": 3,
             "norm": "none",
         },
         "train": {"batch_size": 8, "steps": 40},
@@ -69,7 +61,7 @@ def fit(chosen: config.Config, stored: np.ndarray) -> dict:
 
 
 def float_images(stored: np.ndarray) -> np.ndarray:
-    return np.asarray(preprocess.to_float(jnp.asarray(stored)))
+    return np.asarray(image_ops.to_float(jnp.asarray(stored)))
 
 
 def batch(clean: np.ndarray, mask: np.ndarray | None = None) -> CorruptedBatch:
@@ -96,7 +88,7 @@ def test_steps_are_those_of_methods_that_take_them():
 def test_pca_against_scikit_learn(channels):
     stored, unseen = images(channels=channels), images(6, channels)
     chosen = settings("pca", baseline__pca_components=5)
-    f = baselines.bind_pca(fit(chosen, stored), chosen)
+    f = pca.bind_pca(fit(chosen, stored), chosen)
     x = float_images(unseen)
     oracle = PCA(5, svd_solver="full").fit(np.float64(float_images(stored)).reshape(20, -1))
     flat = np.float64(x).reshape(6, -1)
@@ -115,14 +107,14 @@ def test_pca_of_more_components_than_images_keeps_the_images():
     lengths = np.linalg.norm(params["components"], axis=0)
     np.testing.assert_allclose(lengths, [1] * 5 + [0] * 4, atol=1e-5)
     x = jnp.asarray(float_images(stored))
-    np.testing.assert_allclose(baselines.bind_pca(params, chosen)(x), x, atol=1e-5)
+    np.testing.assert_allclose(pca.bind_pca(params, chosen)(x), x, atol=1e-5)
 
 
 def test_pca_of_equal_images():
     stored = np.repeat(images(1), 3, axis=0)
     chosen = settings("pca")
     x = jnp.asarray(float_images(stored))
-    np.testing.assert_allclose(baselines.bind_pca(fit(chosen, stored), chosen)(x), x, atol=1e-6)
+    np.testing.assert_allclose(pca.bind_pca(fit(chosen, stored), chosen)(x), x, atol=1e-6)
 
 
 # One-class SVM
@@ -133,15 +125,15 @@ def test_svm_against_scikit_learn(channels):
     stored, unseen = images(30, channels), images(9, channels)
     chosen = settings("one_class_svm", baseline__svm_side=8, baseline__svm_nu=0.3)
     params = fit(chosen, stored)
-    features = functools.partial(baselines.svm_features, side=8)
+    features = functools.partial(one_class_svm.svm_features, side=8)
     seen = features(jnp.asarray(float_images(stored)))
     oracle = OneClassSVM(nu=0.3, gamma="scale").fit(np.float64(seen))
     new = features(jnp.asarray(float_images(unseen)))
     for x in (seen, new):
-        found = baselines.svm_decision(params, x)
+        found = one_class_svm.svm_decision(params, x)
         np.testing.assert_allclose(found, oracle.decision_function(np.float64(x)), atol=1e-5)
 
-    _, maps = baselines.localise_svm(params, jnp.asarray(float_images(unseen)), chosen)
+    _, maps = one_class_svm.svm_map(params, jnp.asarray(float_images(unseen)), chosen)
     assert maps.shape == (9, 1, 1)
     order = np.argsort(-oracle.decision_function(np.float64(new)))
     assert list(np.argsort(maps[:, 0, 0])) == list(order)
@@ -155,7 +147,7 @@ def test_svm_keeps_apart_what_is_far_from_all_training_images():
     levels = np.array([0.6, 0.8, 1.0], np.float32)[:, None, None, None]
     x = jnp.asarray(np.broadcast_to(levels, (3, SIDE, SIDE, 3)))
     assert np.all(np.exp(-params["gamma"] * 3 * 16 * 0.1**2) == 0)  # k in float32
-    _, maps = baselines.localise_svm(params, x, chosen)
+    _, maps = one_class_svm.svm_map(params, x, chosen)
     assert np.all(np.diff(maps[:, 0, 0]) > 0)
     assert maps.max() < 1
 
@@ -164,7 +156,7 @@ def test_svm_draws_from_many_images():
     stored = images(30)
     chosen = settings("one_class_svm", baseline__svm_side=4, baseline__svm_images=10)
     params = fit(chosen, stored)
-    features = np.asarray(baselines.svm_features(jnp.asarray(float_images(stored)), 4))
+    features = np.asarray(one_class_svm.svm_features(jnp.asarray(float_images(stored)), 4))
     support = np.asarray(params["vectors"])[np.asarray(params["weights"]) > 0]
     rows = {int(np.abs(features - one).sum(axis=1).argmin()) for one in support}
     assert len(rows) == len(support) <= 10
@@ -180,7 +172,7 @@ def test_svdd_centre_and_distance():
     stored = images(70)  # more than one batch, the last one not full
     chosen = settings("deep_svdd", baseline__svdd_dimensions=5)
     params = fit(chosen, stored)
-    codes = np.float64(baselines.encode(params, jnp.asarray(float_images(stored)), chosen))
+    codes = np.float64(deep_svdd.encode(params, jnp.asarray(float_images(stored)), chosen))
     mean = codes.mean(axis=0)
     expected = np.where(np.abs(mean) < 0.1, np.sign(mean) * 0.1, mean)
     np.testing.assert_allclose(params["centre"], expected, rtol=1e-4, atol=1e-6)
@@ -191,7 +183,7 @@ def test_svdd_centre_and_distance():
     distances = np.square(codes[:8] - expected).sum(axis=1)
     np.testing.assert_allclose(value, distances, rtol=1e-3)
     assert terms == {}
-    _, maps = baselines.localise_svdd(params, jnp.asarray(x), chosen)
+    _, maps = deep_svdd.svdd_map(params, jnp.asarray(x), chosen)
     np.testing.assert_allclose(
         maps[:, 0, 0], distances / (distances + np.square(expected).sum()), rtol=1e-3
     )
@@ -242,7 +234,7 @@ def trained(chosen: config.Config) -> tuple[train_step.TrainState, list[float]]:
 
 
 def test_svdd_learns_and_leaves_its_centre():
-    chosen = settings("deep_svdd", corruption__clean=1.0, optimizer__ema=0.5)
+    chosen = settings("deep_svdd", corruption__clean_fraction=1.0, optimizer__ema_decay=0.5)
     state, losses = trained(chosen)
     assert np.mean(losses[-5:]) < 0.2 * np.mean(losses[:5])
     first = initial(chosen)
@@ -254,7 +246,7 @@ def test_svdd_learns_and_leaves_its_centre():
 def test_segmentation_learns_where_the_corruption_is():
     chosen = settings(
         "segmentation",
-        corruption__clean=0.0,
+        corruption__clean_fraction=0.0,
         corruption__min_opacity=0.9,
         corruption__min_axis=0.2,
         train__steps=80,
@@ -262,7 +254,7 @@ def test_segmentation_learns_where_the_corruption_is():
     state, losses = trained(chosen)
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     examples = train_step.make_examples(next(stream(chosen, 1)), jax.random.key(7), 0, chosen)
-    judged = predict.judge(state.params, examples.corrupted, without_smoothing(chosen))
+    judged = detection.detect_float(state.params, examples.corrupted, without_smoothing(chosen))
     assert judged.reconstruction is None
     assert 0 <= judged.map.min() < judged.map.max() <= 1
     inside = np.asarray(examples.mask[..., 0]) > 0.1
@@ -289,12 +281,12 @@ def test_segmentation_loss_by_hand():
 
 
 def test_the_segmentation_network_does_not_see_its_input_in_the_output():
-    """With output="residual" an untrained U-Net returns the image; here it must not."""
-    chosen = settings("segmentation", model__output="residual")
+    """With output="residual_logit" an untrained U-Net returns the image; here it must not."""
+    chosen = settings("segmentation", model__output="residual_logit")
     plain = settings("segmentation")
     params = methods.METHODS["segmentation"].init(chosen, KEY)
     x = jnp.asarray(float_images(images(2)))
-    found = [predict.judge(params, x, one).map for one in (chosen, plain)]
+    found = [detection.detect_float(params, x, one).map for one in (chosen, plain)]
     np.testing.assert_array_equal(*found)
 
 
@@ -302,12 +294,12 @@ def test_the_segmentation_network_does_not_see_its_input_in_the_output():
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (17, 30)])
-@pytest.mark.parametrize("side", baselines.SIDES)
+@pytest.mark.parametrize("side", inpainting.SIDES)
 def test_the_sets_are_disjoint_and_cover_the_image(shape, side):
-    sets = baselines.inpainting_sets(shape, side)
+    sets = inpainting.inpainting_sets(shape, side)
     assert sets.shape == (3, *shape)
     np.testing.assert_array_equal(sets.sum(axis=0), 1)
-    np.testing.assert_array_equal(sets, baselines.inpainting_sets(shape, side))
+    np.testing.assert_array_equal(sets, inpainting.inpainting_sets(shape, side))
     # Cells are whole: constant on side × side blocks, and equally shared by the sets.
     corners = sets[:, ::side, ::side]
     spread = corners.repeat(side, 1).repeat(side, 2)[:, : shape[0], : shape[1]]
@@ -318,10 +310,10 @@ def test_the_sets_are_disjoint_and_cover_the_image(shape, side):
 
 def test_no_pixel_takes_part_in_its_own_reconstruction(monkeypatch):
     """With the network replaced by the identity, what is filled in is the black of the cells."""
-    chosen = settings("inpainting", eval__map="mse", eval__smoothing="none")
+    chosen = settings("inpainting", eval__anomaly_map="mse", eval__smoothing="none")
     monkeypatch.setattr(unet, "bind", lambda model, params: lambda x: x)
     x = jnp.asarray(float_images(images(2)))
-    judged = predict.judge({}, x, chosen)
+    judged = detection.detect_float({}, x, chosen)
     np.testing.assert_array_equal(judged.reconstruction, jnp.zeros_like(x))
     np.testing.assert_allclose(judged.map, jnp.mean(x**2, axis=-1), rtol=1e-5)
     # A network that knows what was there: nothing is anomalous.
@@ -332,7 +324,7 @@ def test_no_pixel_takes_part_in_its_own_reconstruction(monkeypatch):
         return jnp.concatenate([x, x, x])
 
     monkeypatch.setattr(unet, "bind", lambda model, params: oracle)
-    np.testing.assert_allclose(predict.judge({}, x, chosen).map, 0, atol=1e-12)
+    np.testing.assert_allclose(detection.detect_float({}, x, chosen).map, 0, atol=1e-12)
     assert calls == [(6, SIDE, SIDE, 3)] * 3  # at 16², cells of 2, 4 and 8
 
 
@@ -343,7 +335,7 @@ def test_no_pixel_takes_part_in_its_own_reconstruction(monkeypatch):
 def test_scores_of_whole_images_are_one_number(method):
     chosen = settings(method)
     params = fit(chosen, images())
-    judged = predict.detect(params, jnp.asarray(images(4)), chosen)
+    judged = detection.detect(params, jnp.asarray(images(4)), chosen)
     assert judged.map.shape == (4, SIDE, SIDE)
     for score in judged.scores.values():
         np.testing.assert_array_equal(score, judged.map[:, 3, 5])
@@ -352,9 +344,9 @@ def test_scores_of_whole_images_are_one_number(method):
 
 @pytest.mark.parametrize("method", [name for name, m in methods.METHODS.items() if m.whole])
 def test_crops_are_refused_where_images_must_be_whole(method):
-    methods.check(settings(method, data__crop=SIDE))
+    methods.check(settings(method, data__crop_size=SIDE))
     with pytest.raises(BadInput, match=rf"^data\.crop: {method} needs whole images"):
-        methods.check(settings(method, data__crop=8))
+        methods.check(settings(method, data__crop_size=8))
 
 
 def test_a_missing_package_is_one_line(monkeypatch):
@@ -366,7 +358,7 @@ def test_a_missing_package_is_one_line(monkeypatch):
 
 @pytest.mark.parametrize("method", ["pca", "deep_svdd"])
 def test_fitted_parameters_lie_where_the_mesh_wants_them(method):
-    chosen = settings(method, sharding__model=2, sharding__data=2)
+    chosen = settings(method, sharding__model_parallel=2, sharding__data_parallel=2)
     mesh = sharding.make_mesh(chosen, jax.devices()[:4])
     state = train.initial_state(chosen, KEY, mesh, procedural_images())
     alone = initial(settings(method))

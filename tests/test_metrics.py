@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.errors import BadInput
-from pae_jax import legacy_metrics, metrics
+from pae_jax import metrics
+from pae_jax.metrics import exact, legacy
 
 property_test = settings(deadline=None, max_examples=40, database=None)
 
@@ -75,8 +76,10 @@ def test_aupro_of_random_maps():
     random = np.random.RandomState(1338)
     mask = np.zeros((300, 500), bool)
     mask[:10, :10] = True
-    ranks = metrics.rank(
-        metrics.join([metrics.split(i, random.random((300, 500)), mask) for i in range(200)])
+    ranks = exact.rank_scores(
+        exact.concatenate(
+            [exact.split_by_mask(i, random.random((300, 500)), mask) for i in range(200)]
+        )
     )
     assert ranks.aupro(0.3) == pytest.approx(0.15101926615521416, rel=1e-12)
     assert ranks.aupro(0.05) == pytest.approx(0.0248666460, abs=5e-11)
@@ -93,7 +96,7 @@ def test_aupro_of_the_extremes():
 
 
 def test_regions_are_eight_connected():
-    image = metrics.split(0, np.zeros((6, 6)), np.eye(6))
+    image = exact.split_by_mask(0, np.zeros((6, 6)), np.eye(6))
     assert image.region_sizes.tolist() == [6]
 
 
@@ -304,7 +307,7 @@ def test_errors_name_the_image():
     with pytest.raises(BadInput, match="bounds"):
         metrics.aupimo(masks, masks, bounds=(1e-3, 1e-4))
     with pytest.raises(BadInput, match="one shape"):
-        metrics._ungrouped(np.zeros(3), np.zeros(4))  # Before `auroc` stands the type checker.
+        exact._ungrouped(np.zeros(3), np.zeros(4))  # Before `auroc` stands the type checker.
 
 
 # --- legacy variants --------------------------------------------------------------------------
@@ -335,13 +338,13 @@ def test_legacy_variants():
     noise = scipy.ndimage.gaussian_filter(rng.standard_normal(masks.shape), (0, 2, 2))
     maps = (noise + 0.1 * masks).astype(np.float32)
     linear, dilated = published(maps, masks, False), published(maps, masks, True)
-    assert legacy_metrics.aupro_linear_200(maps, masks) == pytest.approx(linear, abs=1e-12)
-    assert legacy_metrics.aupro_dilated(maps, masks) == pytest.approx(dilated, abs=1e-12)
+    assert legacy.aupro_linear_200(maps, masks) == pytest.approx(linear, abs=1e-12)
+    assert legacy.aupro_dilated(maps, masks) == pytest.approx(dilated, abs=1e-12)
     per_image = np.mean([published(maps[[i]], masks[[i]], False) for i in (0, 2)])
-    assert legacy_metrics.aupro_mean_of_images(maps, masks) == pytest.approx(per_image, abs=1e-12)
+    assert legacy.aupro_mean_of_images(maps, masks) == pytest.approx(per_image, abs=1e-12)
     assert dilated > linear + 0.05
     heavy = np.exp(40 * maps)  # The same order of scores; the definition does not notice.
     assert metrics.aupro(heavy, masks) == pytest.approx(metrics.aupro(maps, masks), abs=1e-3)
-    assert legacy_metrics.aupro_linear_200(heavy, masks) < linear - 0.1
-    assert np.isnan(legacy_metrics.aupro_linear_200(np.zeros_like(maps), masks))
-    assert np.isnan(legacy_metrics.aupro_mean_of_images(maps, masks & False))
+    assert legacy.aupro_linear_200(heavy, masks) < linear - 0.1
+    assert np.isnan(legacy.aupro_linear_200(np.zeros_like(maps), masks))
+    assert np.isnan(legacy.aupro_mean_of_images(maps, masks & False))

@@ -88,7 +88,7 @@ def test_the_gradient_of_an_empty_region_is_zero(value):
 
 def test_without_penalties_the_objective_is_equation_1_and_calls_f_once():
     f, batch = Counted(), _batch()
-    result = objective(f, batch, KEY, ObjectiveConfig(weight=0.3), 0)
+    result = objective(f, batch, KEY, ObjectiveConfig(mask_weight=0.3), 0)
     assert f.calls == 1
     assert list(result.terms) == ["reconstruction"]
     expected = _equation_1(Counted()(batch.corrupted), batch.clean, batch.mask, 0.3)
@@ -230,7 +230,7 @@ def test_every_image_has_probes_of_its_own():
 
 def test_with_keys_per_image_a_part_of_a_batch_gives_its_part_of_the_result():
     config = dataclasses.replace(ALL, noise=0.1)
-    batch, keys = _batch(), rng.per_example(KEY, SHAPE[0])
+    batch, keys = _batch(), rng.example_keys(KEY, SHAPE[0])
     whole = objective(Counted(), batch, keys, config, 0).loss
     part = objective(Counted(), CorruptedBatch(*(a[1:] for a in batch)), keys[1:], config, 0).loss
     np.testing.assert_allclose(part, whole[1:], rtol=1e-5)
@@ -240,7 +240,7 @@ def test_the_ssim_term_against_scikit_image():
     """1 − SSIM(f(x̂), x), mean over pixels and channels; λ = 1 and M = 0 leave nothing else."""
     corrupted, clean, _ = _batch((2, 14, 17, 3))
     batch = CorruptedBatch(corrupted, clean, jnp.zeros((2, 14, 17, 1)))
-    config = ObjectiveConfig(weight=1.0, ssim=SsimConfig(weight=1.0))
+    config = ObjectiveConfig(mask_weight=1.0, ssim=SsimConfig(weight=1.0))
 
     def loss(scale):
         return objective(lambda x: scale * x, batch, KEY, config, 0).loss
@@ -265,4 +265,6 @@ def test_the_ssim_term_against_scikit_image():
 
 def test_what_compares_with_the_target_is_kept_without_penalties():
     config = dataclasses.replace(ALL, weight=0.3, noise=0.1, ssim=SsimConfig(weight=2.0))
-    assert without_penalties(config) == ObjectiveConfig(weight=0.3, ssim=SsimConfig(weight=2.0))
+    assert without_penalties(config) == ObjectiveConfig(
+        mask_weight=0.3, ssim=SsimConfig(weight=2.0)
+    )

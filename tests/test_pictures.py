@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pae_jax import pictures
+from pae_jax.report import pictures
 
 
 def test_to_uint8_rounds_and_clamps():

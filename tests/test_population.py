@@ -11,8 +11,9 @@ import pytest
 
 import runs
 from data_pipelines.errors import BadInput
-from pae_jax import config, logs, main, population, train
-from pae_jax.run import Run
+from pae_jax import config, main, population, train
+from pae_jax.workdir import logs
+from pae_jax.workdir.run import Run
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 
@@ -54,8 +55,8 @@ def alone(trained, tmp_path_factory):
 
 def test_eight_on_eight_devices_and_no_word_between_them(trained, alone, tmp_path, monkeypatch):
     configs = [member(trained.root, seed) for seed in range(6)]
-    configs += [member(trained.root, 0, objective__weight=0.2, optimizer__learning_rate=3e-3)]
-    configs += [member(trained.root, 1, objective__weight=0.9)]
+    configs += [member(trained.root, 0, objective__mask_weight=0.2, optimizer__learning_rate=3e-3)]
+    configs += [member(trained.root, 1, objective__mask_weight=0.9)]
     programs = []
     begin = population.Population.begin
 
@@ -95,7 +96,7 @@ def test_more_members_than_devices_and_penalties_of_their_own(
         )
         for i, one in enumerate(configs)
     ]
-    assert population.chunks([one for one, _ in members]) == [[0, 1, 2, 3]]
+    assert population.group_runs([one for one, _ in members]) == [[0, 1, 2, 3]]
     population.train_population(members)
     for (_, workdir), settings in zip(members[::3], configs[::3], strict=True):
         assert_close(workdir, alone(settings))
@@ -145,7 +146,7 @@ def test_one_that_diverges_leaves_the_others_alone(trained, alone, tmp_path, mon
 def test_what_can_share_a_program(trained, tmp_path):
     plain = member(trained.root, 0)
     same = [
-        member(trained.root, 3, data__category="x", objective__weight=0.1),
+        member(trained.root, 3, data__category="x", objective__mask_weight=0.1),
         member(trained.root, 0, optimizer__learning_rate=0.5),
     ]
     other = [
@@ -153,12 +154,12 @@ def test_what_can_share_a_program(trained, tmp_path):
         member(trained.root, 0, data__size=32),
         member(trained.root, 0, data__augmentation="flips"),
     ]
-    assert all(population.kind(one) == population.kind(plain) for one in same)
-    assert len({population.kind(one) for one in [plain, *other]}) == 4
+    assert all(population.program_key(one) == population.program_key(plain) for one in same)
+    assert len({population.program_key(one) for one in [plain, *other]}) == 4
     both = [member(trained.root, 0, objective__noise=noise) for noise in (0.1, 0.2)]
-    assert population.chunks([plain, both[0], same[0], both[1]]) == [[0, 2], [1, 3]]
+    assert population.group_runs([plain, both[0], same[0], both[1]]) == [[0, 2], [1, 3]]
     narrow = [dataclasses.replace(plain, sharding=config.ShardingConfig(members=2))] * 5
-    assert population.chunks(narrow) == [[0, 1], [2, 3], [4]]
+    assert population.group_runs(narrow) == [[0, 1], [2, 3], [4]]
     with pytest.raises(BadInput, match=r"/b: differs from .*/a in more than objective\.weight, "):
         population.train_population([(plain, tmp_path / "a"), (other[1], tmp_path / "b")])
     assert not list(tmp_path.iterdir())
@@ -174,7 +175,7 @@ def test_a_stop_holds_for_the_programs_to_come(trained, tmp_path, monkeypatch):
         for run in group:
             run.end(train.STOPPED, 7)
 
-    monkeypatch.setattr("pae_jax.feed.resident", lambda *_: next(places))
+    monkeypatch.setattr("pae_jax.workdir.run.is_resident", lambda *_: next(places))
     monkeypatch.setattr(population, "drive", drive)
     members = [(member(trained.root, seed), tmp_path / str(seed)) for seed in (0, 1)]
     results = population.train_population(members)
@@ -183,7 +184,7 @@ def test_a_stop_holds_for_the_programs_to_come(trained, tmp_path, monkeypatch):
 
 
 CATEGORIES = """
-from configs import default
+from pae_jax.configs import default
 
 def get_config(arg=None):
     if arg not in ("one", "two"):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pae_jax import charts, report
-from pae_jax.report import ImageEntry, Report
+from pae_jax.report import charts, html
+from pae_jax.report.html import ImageEntry, Report
 
 HOSTILE = "a\"><script>alert('1')</script><img src=x onerror=alert(2)>&amp;.png"
 VOID = {"meta", "img"}
@@ -101,7 +101,7 @@ IMAGES = [
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
-    report.write_report(path, content(IMAGES))
+    html.write_report(path, content(IMAGES))
     return Page(path.read_text())
 
 
@@ -210,7 +210,7 @@ def test_charts_are_drawn_with_the_operating_point(page):
 
 def test_page_reaches_for_nothing_outside(tmp_path):
     path = tmp_path / "report.html"
-    report.write_report(path, content([*IMAGES, entry(HOSTILE, "crack", 2.0)]))
+    html.write_report(path, content([*IMAGES, entry(HOSTILE, "crack", 2.0)]))
     text = path.read_text()
     assert not re.search(r"(https?|ftp|file|wss?):|//[a-z]|@import|url\(", text)
     for element in Page(text).elements:
@@ -227,7 +227,7 @@ def test_text_is_escaped(tmp_path):
         entry("b\udcff.png", "good", 1.0),
     ]
     hostile = {HOSTILE: HOSTILE}
-    report.write_report(
+    html.write_report(
         path,
         content(
             images,
@@ -260,7 +260,7 @@ def test_heat_maps_share_one_scale(tmp_path):
         for i, share in enumerate((1.0, 0.5, 0.25))
     ]
     path = tmp_path / "report.html"
-    report.write_report(path, content(images))
+    html.write_report(path, content(images))
     page = Page(path.read_text())
     heats = [picture(page.find("img", inside=r)[2]).mean() for r in reversed(rows(page))]
     assert heats[0] > heats[1] + 10 > heats[2] + 20
@@ -277,7 +277,7 @@ def test_page_stays_small(tmp_path):
             entry(str(i), "a", float(i), image=noise, reconstruction=noise, map=values, mask=None)
             for i in range(count)
         ]
-        report.write_report(tmp_path / "report.html", content(images))
+        html.write_report(tmp_path / "report.html", content(images))
         sizes.append((tmp_path / "report.html").stat().st_size)
     page = Page((tmp_path / "report.html").read_text())
     assert all(max(picture(i).shape) <= 160 for i in page.find("img", inside=rows(page)[0]))
@@ -286,15 +286,15 @@ def test_page_stays_small(tmp_path):
 
 def test_degenerate_content_is_still_a_page(tmp_path):
     path = tmp_path / "report.html"
-    report.write_report(path, content([], curves={}, per_type=[], diagnostics={}))
+    html.write_report(path, content([], curves={}, per_type=[], diagnostics={}))
     assert rows(Page(path.read_text())) == []
     flat = {"map": np.zeros((20, 30), np.float32), "scores": {}}
     images = [entry("0", "good", 0.0, **flat), entry("1", "good", 0.0, **flat)]
-    report.write_report(path, content(images, threshold=0.0))
+    html.write_report(path, content(images, threshold=0.0))
     page = Page(path.read_text())
     assert [r["attrs"]["data-decision"] for r in rows(page)] == ["right", "right"]
     images = [entry("0", "good", float("nan")), entry("1", "crack", float("inf")), *IMAGES]
-    report.write_report(path, content(images))
+    html.write_report(path, content(images))
     page = Page(path.read_text())
     names = [page.find("th", inside=r)[0]["text"] for r in rows(page)]
     assert names[0] == "1" and names[-1] == "0"
@@ -304,7 +304,7 @@ def test_degenerate_content_is_still_a_page(tmp_path):
 
 def test_failed_report_leaves_the_old_one(tmp_path):
     path = tmp_path / "report.html"
-    report.write_report(path, content(IMAGES))
+    html.write_report(path, content(IMAGES))
     before = path.read_bytes()
 
     def broken():
@@ -312,7 +312,7 @@ def test_failed_report_leaves_the_old_one(tmp_path):
         raise OSError("unreadable")
 
     with pytest.raises(OSError, match="unreadable"):
-        report.write_report(path, content(broken()))
+        html.write_report(path, content(broken()))
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 

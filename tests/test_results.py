@@ -17,7 +17,8 @@ from sklearn.metrics import average_precision_score
 import runs
 from data_pipelines.dataset import open_test
 from data_pipelines.errors import BadInput
-from pae_jax import checkpoint, main, predict
+from pae_jax import detection, main, predict
+from pae_jax.workdir import files, trained_model
 
 PROJECT = Path(__file__).parents[1]
 
@@ -39,7 +40,7 @@ def modules():
 def evaluated(trained, tmp_path_factory) -> runs.Run:
     """The trained run, evaluated by other settings than it was trained with."""
     run = runs.clone(trained, tmp_path_factory.mktemp("evaluated"))
-    words = ["--config.eval.score=topk", "--config.eval.smoothing_share=0.2"]
+    words = ["--config.eval.image_score=topk", "--config.eval.smoothing_fraction=0.2"]
     assert main.main(["evaluate", f"--workdir={run.workdir}", *words]) == 0
     return run
 
@@ -125,11 +126,12 @@ def test_the_page_is_made_again_byte_for_byte(modules, taken_up, capsys):
 
 def test_the_cases_are_ordered_by_their_own_average_precision(taken_up, evaluated):
     cases = read(taken_up / "docs/results/tile/record.json")["cases"]
-    model = predict.load(
-        evaluated.workdir, ["--config.eval.score=topk", "--config.eval.smoothing_share=0.2"]
+    model = trained_model.load(
+        evaluated.workdir,
+        ["--config.eval.image_score=topk", "--config.eval.smoothing_fraction=0.2"],
     )
     test = open_test(model.config.data.spec, channels=model.channels)
-    found = list(predict.detect_all(model, test.images))
+    found = list(detection.detect_all(model.params, test.images, model.config))
     precision = {
         name: average_precision_score(test.masks[i].ravel(), found[i].map.ravel())
         for i, name in enumerate(test.names)
@@ -195,7 +197,7 @@ def test_without_masks_the_share_of_normal_images_below_orders(modules, evaluate
 def test_a_method_without_reconstructions_has_no_row_of_them(modules, evaluated, monkeypatch):
     rows = modules.cases.find(evaluated.workdir).record["rows"]
     assert rows == ["image", "reconstruction", "anomaly map over the image", "mask"]
-    detect_all = predict.detect_all
+    detect_all = detection.detect_all
     monkeypatch.setattr(
         predict,
         "detect_all",
@@ -295,8 +297,8 @@ def test_an_unfinished_or_foreign_run_is_refused(modules, evaluated, tmp_path, c
 def test_test_images_that_changed_since_are_refused(modules, evaluated, tmp_path, capsys):
     run = runs.clone(evaluated, tmp_path)
     (run.root / "data/test/good/000.png").unlink()
-    predict.thresholds(  # kept in the workdir before, so that nothing is written now
-        run.workdir, predict.load(run.workdir, ["--config.eval.score=topk"])
+    trained_model.thresholds(  # kept in the workdir before, so that nothing is written now
+        run.workdir, trained_model.load(run.workdir, ["--config.eval.image_score=topk"])
     )
     words = [f"tile={run.workdir}"]
     capsys.readouterr()
@@ -324,7 +326,7 @@ def test_minutes_count_each_mean_for_its_steps(modules, tmp_path):
 
 def test_a_broken_record_is_named(modules, tmp_path, capsys):
     path = tmp_path / "docs/results/tile/record.json"
-    checkpoint.write_json(path, {"metrics": {}})
+    files.write_json(path, {"metrics": {}})
     assert_refused(modules, capsys, tmp_path, [], "docs/results/tile/record.json", "config")
     path.write_text("{")
     assert_refused(modules, capsys, tmp_path, [], str(path), "cannot be read")

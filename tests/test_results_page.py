@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.errors import BadInput
-from pae_jax import checkpoint
+from pae_jax.workdir import files
 
 PROJECT = Path(__file__).parents[1]
 NAMES = ("image_auroc_sum", "image_auroc_max", "image_auroc_topk")
@@ -150,7 +150,7 @@ def test_methods_are_compared_and_nulls_shown(results_page):
 def test_remarks_and_other_pages_survive(results, tmp_path):
     docs = tmp_path / "docs/results"
     for name, record in {"tile": synthetic(0.8), "screw": synthetic(0.7)}.items():
-        checkpoint.write_json(docs / name / "record.json", record)
+        files.write_json(docs / name / "record.json", record)
     remarks = "for writers\n\n## tile\nWhy it was missed.\n\n## Diagnostics\n\nOf a few images.\n"
     (docs / "remarks.md").write_text(remarks)
     (docs / "b.md").write_text("## Last\n\n  as it is\n")

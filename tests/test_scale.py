@@ -13,7 +13,9 @@ import pytest
 
 import runs
 from data_pipelines.errors import BadInput
-from pae_jax import compilation, config, feed, hardware, logs, sharding, train, train_step
+from pae_jax import config, train, train_step
+from pae_jax.devices import batches, hardware, process, sharding
+from pae_jax.workdir import logs
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 
@@ -58,17 +60,19 @@ def assert_equal_training(workdir, other, rtol=1e-5):
 
 
 def test_data_on_the_device_gives_the_same_parameters(trained_with):
-    resident = trained_with(data__resident="yes")
+    resident = trained_with(data__on_device="yes")
     runs.assert_same_state(resident, trained_with())
     assert losses(resident) == losses(trained_with())
-    several = trained_with(data__resident="yes", train__steps_per_call=5)
+    several = trained_with(data__on_device="yes", train__steps_per_call=5)
     assert_equal_training(several, trained_with())
     assert_equal_training(trained_with(train__steps_per_call=5), trained_with())
 
 
 def test_accumulated_gradients_are_those_of_the_batch(trained_with):
-    assert_equal_training(trained_with(train__accumulate=2), trained_with())
-    assert_equal_training(trained_with(train__accumulate=4, sharding__data=-1), trained_with())
+    assert_equal_training(trained_with(train__grad_accumulation_steps=2), trained_with())
+    assert_equal_training(
+        trained_with(train__grad_accumulation_steps=4, sharding__data_parallel=-1), trained_with()
+    )
 
 
 def test_bfloat16_is_close_and_keeps_float32_parameters(trained_with):
@@ -84,10 +88,10 @@ def test_a_run_goes_on_with_fewer_devices_and_with_more(
     trained, trained_with, tmp_path, monkeypatch
 ):
     """The same config where there are 8, then 4, then 1, then 2 devices."""
-    changes = {"sharding__data": -1, "train__batch_size": 8}
+    changes = {"sharding__data_parallel": -1, "train__batch_size": 8}
     settings = runs.load_config(trained.root, **{**LONG, **changes})
     devices, step, seen = jax.devices(), logs.RunLog.step, []
-    place = sharding.place
+    place = sharding.to_global
 
     def placed(arrays, where):
         seen.append(len(where.device_set))
@@ -160,9 +164,15 @@ def test_a_profile_of_the_steps_asked_for(trained, tmp_path):
         ({"train__steps_per_call": 7}, r"train\.steps_per_call: 7 does not divide train\.steps=50"),
         ({"profile": "(3,)"}, r"profile: \(first step, step after the last\), not \(3,\)"),
         ({"profile": "(3,2)"}, r"profile: \(first step, step after the last\)"),
-        ({"sharding__model": 3}, r"sharding\.model: 3 does not divide 8 devices"),
-        ({"sharding__model": 2, "sharding__wrapper": "pmap"}, r"sharding\.model: 2 needs"),
-        ({"train__accumulate": 3}, r"train\.batch_size: 4 is not divisible by train\.accumulate=3"),
+        ({"sharding__model_parallel": 3}, r"sharding\.model: 3 does not divide 8 devices"),
+        (
+            {"sharding__model_parallel": 2, "sharding__transform": "pmap"},
+            r"sharding\.model: 2 needs",
+        ),
+        (
+            {"train__grad_accumulation_steps": 3},
+            r"train\.batch_size: 4 is not divisible by train\.accumulate=3",
+        ),
     ],
 )
 def test_layouts_that_cannot_be(trained, tmp_path, changes, line):
@@ -176,8 +186,8 @@ def test_layouts_that_cannot_be(trained, tmp_path, changes, line):
 def test_where_the_data_lives_and_how_many_steps_a_call_takes(monkeypatch):
     images, textures = np.zeros((2, 4, 4, 3), np.uint8), np.zeros((1, 4, 4, 3), np.uint8)
     auto = config.Config()
-    assert not feed.resident(auto, images, textures)  # a CPU
-    assert feed.steps_per_call(auto, on_device=True) == 1
+    assert not batches.is_resident(auto, images, textures)  # a CPU
+    assert batches.steps_per_call(auto, on_device=True) == 1
 
     class Device:
         platform = "gpu"
@@ -192,14 +202,16 @@ def test_where_the_data_lives_and_how_many_steps_a_call_takes(monkeypatch):
     size = images.nbytes + textures.nbytes
     for limit, expected in ((4 * size, True), (4 * size - 4, False)):
         monkeypatch.setattr(jax, "local_devices", lambda limit=limit: [Device(limit)])
-        assert feed.resident(auto, images, textures) is expected
+        assert batches.is_resident(auto, images, textures) is expected
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert feed.steps_per_call(auto, on_device=True) == 10
-    assert feed.steps_per_call(auto, on_device=False) == 1
-    assert feed.steps_per_call(auto, on_device=True, start=37) == 1  # stopped where calls had one
-    assert feed.steps_per_call(auto, on_device=True, start=36) == 4
+    assert batches.steps_per_call(auto, on_device=True) == 10
+    assert batches.steps_per_call(auto, on_device=False) == 1
+    assert (
+        batches.steps_per_call(auto, on_device=True, start=37) == 1
+    )  # stopped where calls had one
+    assert batches.steps_per_call(auto, on_device=True, start=36) == 4
     odd = config.from_config_dict({"train": {"steps": 1200, "validate_every": 400}})
-    assert feed.steps_per_call(odd, on_device=True) == 10
+    assert batches.steps_per_call(odd, on_device=True) == 10
     assert hardware.peak_flops() == 989e12
     assert hardware.chip("cpu") is None
 
@@ -220,9 +232,9 @@ def test_utilisation_is_logged_where_the_peak_is_known(tmp_path, monkeypatch):
 def test_processes_are_named_in_one_word():
     for word in ("host:1", "host:1/2", "host:1/two/0"):
         with pytest.raises(BadInput, match=r"--distributed: auto or HOST:PORT/COUNT/INDEX, not"):
-            compilation.join(word)
+            process.join(word)
     with pytest.raises(BadInput, match="--distributed: process 2 of 2"):
-        compilation.join("host:1/2/2")
+        process.join("host:1/2/2")
 
 
 def test_flops_do_not_depend_on_the_layout(trained):
@@ -230,27 +242,27 @@ def test_flops_do_not_depend_on_the_layout(trained):
     found = {}
     for name, changes in {
         "plain": {},
-        "two devices": {"sharding__data": 2},
-        "shard_map": {"sharding__data": 2, "sharding__wrapper": "shard_map"},
-        "parts": {"train__accumulate": 2},
+        "two devices": {"sharding__data_parallel": 2},
+        "shard_map": {"sharding__data_parallel": 2, "sharding__transform": "shard_map"},
+        "parts": {"train__grad_accumulation_steps": 2},
         "several steps": {"train__steps_per_call": 5},
     }.items():
         settings = runs.load_config(trained.root, **{**LONG, **changes})
         mesh = sharding.make_mesh(settings)
-        program = train.Single(settings, mesh)
+        program = train.SingleTrainer(settings, mesh)
         state = train.initial_state(settings, jax.random.key(0), mesh)
         program._step = sharding.compile_step(
             lambda *args, axis=None, settings=settings: train_step.train_step(
                 *args, config=settings, axis=axis
             ),
             mesh,
-            settings.sharding.wrapper,
+            settings.sharding.transform,
             state,
             steps=settings.train.steps_per_call or 1,
         )
         shape = (settings.train.steps_per_call or 1, 4, 16, 16, 1)
         pixels = {name: np.zeros(shape, np.uint8) for name in ("image", "texture")}
-        batch = sharding.place(pixels, sharding.split(mesh))
+        batch = sharding.to_global(pixels, sharding.batch_sharding(mesh))
         program._step(state, {}, batch, jax.random.key(0))
         found[name] = program.flops
     for name, share in {"two devices": 2, "shard_map": 2, "parts": 1, "several steps": 1}.items():

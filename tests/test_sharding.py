@@ -5,17 +5,18 @@ import numpy as np
 import pytest
 
 from data_pipelines.errors import BadInput
-from pae_jax import config, sharding, train_step
+from pae_jax import config, train_step
+from pae_jax.devices import sharding
 
 SETTINGS = {
     "data": {"size": 12, "texture_size": 12, "augmentation": "flips"},
     "model": {
         "widths": (4,),
-        "convolutions": 1,
+        "convs_per_stage": 1,
         "bottleneck_layers": 0,
         "branch_width": 4,
-        "rates": (1,),
-        "kernel": 3,
+        "dilation_rates": (1,),
+        "dilated_kernel_size": 3,
         # Adam turns the rounding errors of a gradient that a norm makes zero into full steps.
         "norm": "none",
     },
@@ -64,12 +65,12 @@ def history(wrapper: str, devices: int, model: int, steps: int = 1):
     metrics = []
     for first in range(0, STEPS, steps):
         batch = {name: values[first : first + steps] for name, values in data.items()}
-        placed = sharding.place(batch, sharding.split(mesh))
+        placed = sharding.to_global(batch, sharding.batch_sharding(mesh))
         assert len(placed["image"].sharding.device_set) == devices * model
         state, values = step(state, {}, placed, key)
-        metrics.append(sharding.local(values, mesh))
+        metrics.append(sharding.one_copy(values, mesh))
     whole = {name: np.concatenate([m[name] for m in metrics]) for name in metrics[0]}
-    return whole, jax.device_get(sharding.local(state.params, mesh)), state
+    return whole, jax.device_get(sharding.one_copy(state.params, mesh)), state
 
 
 @pytest.mark.usefixtures("compilation_cache")
@@ -106,7 +107,7 @@ def test_several_steps_in_one_call():
 
 
 def test_a_step_is_never_compiled_again():
-    step = sharding.Compiled(jax.jit(lambda x: 2 * x))
+    step = sharding.CompiledOnce(jax.jit(lambda x: 2 * x))
     assert step(np.ones(3, np.float32)).shape == (3,)
     assert step.flops == 3
     with pytest.raises(TypeError, match="compiled"):
@@ -122,8 +123,8 @@ def test_all_devices_that_divide_the_batch(batch, count):
 @pytest.mark.parametrize(
     ("devices", "line"),
     [
-        (9, "sharding.data: 9 devices asked for, 8 available"),
-        (0, "sharding.data: 0 devices asked for, 8 available"),
+        (9, "sharding.data_parallel: 9 devices asked for, 8 available"),
+        (0, "sharding.data_parallel: 0 devices asked for, 8 available"),
         (3, "train.batch_size: 8 is not divisible by 3 devices"),
     ],
 )

@@ -16,7 +16,8 @@ import pytest
 
 import runs
 from data_pipelines import errors
-from pae_jax import config, logs, main, train
+from pae_jax import config, main, train
+from pae_jax.workdir import logs
 
 PROJECT = Path(__file__).parents[1]
 

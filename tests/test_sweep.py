@@ -9,22 +9,22 @@ from pae_jax import population, sweep
 from pae_jax.config_file import load_sweep
 
 FILE = """
-from configs import smoke
+from pae_jax.configs import smoke
 
 def get_config(arg=None):
     config = smoke.get_config()
     config.data.size = config.data.texture_size = 16
     config.model.widths = (4,)
-    config.model.rates = (1,)
+    config.model.dilation_rates = (1,)
     config.model.branch_width = 4
     config.train.steps = 4
     config.train.log_every = 1
     config.train.validate_every = config.train.checkpoint_every = 4
     config.train.validation_examples = 8
     config.train.tensorboard = False
-    config.eval.bootstrap = 0
+    config.eval.bootstrap_resamples = 0
     config.eval.max_steps = 3
-    config.sharding.members = 2
+    config.population.members_per_program = 2
     return config
 
 def sweep(add, arg=None):

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 import runs
-from pae_jax import logs, main, train
+from pae_jax import main, train
+from pae_jax.workdir import logs
 
 PROJECT = Path(__file__).parents[1]
 
@@ -106,7 +107,7 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(trained, t
     """The warm-up's first step has the rate 0, the second one of 1e29."""
     changes = {
         "optimizer__learning_rate": 1e30,
-        "optimizer__warmup": 10,
+        "optimizer__warmup_steps": 10,
         "train__checkpoint_every": 1,
         "train__validate_every": 1,
     }

@@ -10,14 +10,14 @@ from pae_jax import config, train_step
 KEY = jax.random.key(3)
 CONFIG = config.from_config_dict(
     {
-        "data": {"size": 16, "texture_size": 16, "crop": 12, "augmentation": "flips"},
+        "data": {"size": 16, "texture_size": 16, "crop_size": 12, "augmentation": "flips"},
         "model": {
             "widths": (4,),
-            "convolutions": 1,
+            "convs_per_stage": 1,
             "bottleneck_layers": 1,
             "branch_width": 4,
-            "rates": (1,),
-            "kernel": 3,
+            "dilation_rates": (1,),
+            "dilated_kernel_size": 3,
         },
         "corruption": {"mask": "boxes"},
         "optimizer": {"learning_rate": 1e-2, "ema": 0.75},
@@ -119,7 +119,7 @@ def test_examples_depend_on_step_and_position_alone():
     ],
 )
 def test_learning_rate(schedule, warmup, expected):
-    section = config.OptimizerConfig(learning_rate=2.0, schedule=schedule, warmup=warmup)
+    section = config.OptimizerConfig(learning_rate=2.0, schedule=schedule, warmup_steps=warmup)
     rate = train_step.learning_rate(section, 100)
     for step, value in expected.items():
         np.testing.assert_allclose(rate(step), 2 * value, atol=1e-6)

@@ -9,19 +9,12 @@ from flax import linen as nn
 
 from data_pipelines.errors import BadInput
 from pae_jax.config import ModelConfig, from_config_dict
-from pae_jax.unet import (
-    EDGE,
-    GroupNorm,
-    UNet,
-    depth_to_space,
-    max_pool,
-    pad_to_multiple,
-    parameter_count,
-    space_to_depth,
-    upsample,
-)
+from pae_jax.image_ops import depth_to_space, pad_to_multiple, space_to_depth
+from pae_jax.unet import EDGE, GroupNorm, UNet, max_pool, parameter_count, upsample
 
-TINY = ModelConfig(widths=(4, 8), branch_width=4, rates=(1, 2), kernel=3, bottleneck_layers=1)
+TINY = ModelConfig(
+    widths=(4, 8), branch_width=4, dilation_rates=(1, 2), dilated_kernel_size=3, bottleneck_layers=1
+)
 
 
 def build(config, shape=(2, 16, 16, 3)):
@@ -65,7 +58,7 @@ def test_pool_and_upsample_against_numpy():
 
 
 def test_a_residual_output_starts_as_the_identity():
-    net, variables, x = build(dataclasses.replace(TINY, output="residual"))
+    net, variables, x = build(dataclasses.replace(TINY, output="residual_logit"))
     np.testing.assert_allclose(net.apply(variables, x), np.clip(x, EDGE, 1 - EDGE), atol=1e-6)
 
 
@@ -150,6 +143,6 @@ def test_default_size_and_bad_values():
     )
     assert 4_000_000 < parameter_count(variables) < 8_000_000
     with pytest.raises(BadInput, match=r"model\.kernel: an odd size, not 4"):
-        from_config_dict({"model": {"kernel": 4}})
+        from_config_dict({"model": {"dilated_kernel_size": 4}})
     with pytest.raises(BadInput, match=r"model\.widths"):
         from_config_dict({"model": {"widths": ()}})

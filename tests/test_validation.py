@@ -8,7 +8,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 import runs
 from data_pipelines.dataset import open_training
 from data_pipelines.textures import open_textures
-from pae_jax import detection, predict, unet, validation
+from pae_jax import unet
+from pae_jax.methods import method
+from pae_jax.workdir import trained_model, validation
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 
@@ -16,8 +18,8 @@ pytestmark = pytest.mark.usefixtures("compilation_cache")
 @functools.cache
 def held_out(root):
     data = runs.load_config(root).data
-    images = open_training(data.spec, holdout=data.holdout, seed=0)
-    textures = open_textures(data.textures, size=16, cache=data.cache, seed=0)
+    images = open_training(data.spec, holdout=data.holdout_fraction, seed=0)
+    textures = open_textures(data.textures, size=16, cache=data.cache_dir, seed=0)
     return images.held_out, textures.held_out
 
 
@@ -50,7 +52,7 @@ def test_whole_batches_of_at_least_the_number_asked_for(trained):
 
 def test_metrics_against_numpy(trained):
     config = runs.load_config(trained.root)
-    params = predict.load(trained.workdir).params
+    params = trained_model.load(trained.workdir).params
     batches = examples(trained.root)
     values, panel = validation.make_validate(config, batches)(params)
 
@@ -58,13 +60,13 @@ def test_metrics_against_numpy(trained):
     corrupted, clean, mask = (stack(batches, name) for name in batches[0]._fields)
     error = np.square(np.float64(f(corrupted)) - clean)
     bias = np.sqrt(np.square(np.float64(f(clean)) - clean).mean((1, 2, 3)))
-    np.testing.assert_allclose(values["bias"], bias.mean(), rtol=1e-3)
+    np.testing.assert_allclose(values["on_manifold_bias"], bias.mean(), rtol=1e-3)
     inside, outside = mask.sum((1, 2, 3)), (1 - mask).sum((1, 2, 3))
     loss = (mask**2 * error).sum((1, 2, 3)) / (6 * np.where(inside, inside, 1))
     loss += ((1 - mask) ** 2 * error).sum((1, 2, 3)) / (6 * np.where(outside, outside, 1))
     np.testing.assert_allclose(values["loss"], loss.mean(), rtol=1e-4)
 
-    localise = jax.jit(functools.partial(detection.localise, f, config=config.eval))
+    localise = jax.jit(functools.partial(method.localise, f, config=config.eval))
     _, maps = localise(corrupted)
     anomalous = mask[..., 0] > 0.1
     scores = np.ravel(maps)

@@ -1,0 +1,79 @@
+"""Variants of the recipe, one question each, for benchmarks/recipe.py:QUESTION.
+
+    python benchmarks/recipe.py --config=configs/recipe.py:output --workdir=W \
+        --config.data.root=DIR --config.data.textures=DTD
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from pae_jax.configs import folder
+
+# Where the questions began; folder.py holds what came of them.
+PLAIN = {
+    "model.output": "sigmoid",
+    "objective.mask_weight": 0.5,
+    "corruption.kind": "texture",
+}
+RESIDUAL = PLAIN | {"model.output": "residual_logit"}
+LIGHT = RESIDUAL | {"objective.mask_weight": 0.05}
+STRUCTURAL = {"corruption.kind": "mixed"}
+GROUP = {"model.norm": "group"}
+ROTATION = {"data.augmentation": "rotation"}
+TURNS = {"data.augmentation": "quarter_turns"}
+PLACED = {"corruption.placement": "edges"}
+FAST = {"optimizer.learning_rate": 3e-3}
+
+QUESTIONS: dict[str, dict[str, Mapping[str, Any]]] = {
+    "output": {
+        "sigmoid": PLAIN,
+        "residual": RESIDUAL,
+    },
+    "rate": {
+        "base": RESIDUAL,
+        "group": RESIDUAL | GROUP,
+        "fast": RESIDUAL | FAST,
+        "group fast": RESIDUAL | GROUP | FAST,
+        "crops": RESIDUAL | {"data.crop_size": 64, "train.batch_size": 32},
+    },
+    "weight": {
+        "batch 4": RESIDUAL | {"train.batch_size": 4, "train.steps": 900},
+        "weight .2": RESIDUAL | {"objective.mask_weight": 0.2},
+        "weight .05": LIGHT,
+    },
+    "light": {
+        "weight .05": LIGHT,
+        "weight .01": RESIDUAL | {"objective.mask_weight": 0.01},
+        "sigmoid, .05": LIGHT | {"model.output": "sigmoid"},
+    },
+    "kind": {
+        "residual, .05": LIGHT | STRUCTURAL,
+        "sigmoid, .5": PLAIN | STRUCTURAL,
+        "sigmoid, .05": PLAIN | STRUCTURAL | {"objective.mask_weight": 0.05},
+    },
+    # For parts that lie at any angle; with --config.data.crop_size=128.
+    "view": {
+        "rotation": ROTATION,
+        "rotation, placed": ROTATION | PLACED,
+        "rotation, placed, exposure": {"data.augmentation": "rotation+exposure"} | PLACED,
+        "turns": TURNS,
+        "turns, placed": TURNS | PLACED,
+        "turns, whole images": TURNS | {"data.crop_size": 0, "train.batch_size": 2},
+        "turns, sigmoid": TURNS | {"model.output": "sigmoid"},
+    },
+}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """`arg`: one of QUESTIONS."""
+    if arg not in QUESTIONS:
+        raise ValueError(f"one of {', '.join(QUESTIONS)}, not {arg!r}")
+    return folder.get_config()
+
+
+def sweep(add: Callable[[str, int, Mapping[str, Any]], None], arg: str | None = None) -> None:
+    """The variants of one question, seed 0."""
+    for variant, changes in QUESTIONS[arg or ""].items():
+        add(variant, 0, changes)

@@ -1,0 +1,55 @@
+"""The paper's method: f learns by eq. 1 to undo corruptions; what it changes is anomalous."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from pae_jax import anomaly_map, image_ops, objective, projection, unet
+from pae_jax.config import Config
+from pae_jax.corruption import CorruptedBatch
+from pae_jax.methods.method import Method
+
+Bind = Callable[[Any, Config], Callable[[Array], Array]]  # (params, config) → f
+
+
+def init_network(config: Config, key: Key[Array, ""]) -> Any:
+    """Returns the random parameters of `config.model`."""
+    example = jnp.zeros((1, *config.data.train_shape, image_ops.CHANNELS))
+    return unet.backbone(config.model).init(key, example)
+
+
+def bind_network(params: Any, config: Config) -> Callable[[Array], Array]:
+    """Returns the network as f: images (b, h, w, 3) → images of the same shape."""
+    return unet.bind(config.model, params)
+
+
+def projection_loss(bind: Bind) -> Callable[..., tuple[Float[Array, " b"], dict[str, Array]]]:
+    """Returns `Method.loss` for an f: eq. 1 and the weighted penalties of `config.objective`."""
+
+    def loss(
+        params: Any, batch: CorruptedBatch, keys: Array, config: Config, step: Any
+    ) -> tuple[Float[Array, " b"], dict[str, Array]]:
+        value = objective.objective(bind(params, config), batch, keys, config.objective, step)
+        return value.loss, value.terms
+
+    return loss
+
+
+def projection_map(bind: Bind) -> Callable[[Any, Array, Config], tuple[Array, Array]]:
+    """Returns `Method.anomaly_map` for an f: f(x̂) and the smoothed map Δ(x̂, f(x̂)) of §2.2."""
+
+    def compare(params: Any, x: Array, config: Config) -> tuple[Array, Array]:
+        reconstruction = projection.project(bind(params, config), x, config.eval)
+        return reconstruction, anomaly_map.difference(x, reconstruction, config.eval)
+
+    return compare
+
+
+METHOD = Method(
+    init=init_network,
+    loss=projection_loss(bind_network),
+    anomaly_map=projection_map(bind_network),
+    reconstruct=bind_network,
+)

@@ -1,0 +1,1 @@
+"""`report.html`: the page on one evaluation, its charts and pictures."""

@@ -1,0 +1,105 @@
+"""Pictures for people: heat maps, overlays, panels, files. Host code, uint8 (h, w, 3)."""
+
+import functools
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32, Shaped, UInt8
+
+from pae_jax.workdir.files import write_atomically
+
+Picture = UInt8[np.ndarray, "h w 3"]
+
+GAP = 4  # pixels between the cells of a grid
+
+
+def to_uint8(image: Float[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
+    """[0, 1] → {0, …, 255}, rounded; values outside are clamped."""
+    return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+@functools.cache
+def _colours() -> UInt8[np.ndarray, "256 3"]:
+    from matplotlib import colormaps
+
+    # Even in lightness, so that it reads in grey and with any colour vision.
+    return colormaps["inferno"](np.arange(256), bytes=True)[:, :3]
+
+
+def heat_map(values: Float[np.ndarray, "h w"], limit: float) -> Picture:
+    """An anomaly map in colours: dark at 0 and below, light yellow at `limit` and above.
+
+    Maps are comparable by eye when they share their limit. Where it is not positive (maps that
+    are 0 everywhere), all is dark.
+    """
+    share = values / limit if limit > 0 else np.zeros_like(values)
+    return _colours()[to_uint8(share[..., None])[..., 0]]
+
+
+def overlay(image: Picture, heat: Picture, opacity: float = 0.6) -> Picture:
+    """A heat map over its image, made grey so that the only colours are those of the heat."""
+    grey = image.astype(np.float32).mean(axis=-1, keepdims=True)
+    return np.rint(grey + opacity * (heat - grey)).astype(np.uint8)
+
+
+def grid(rows: Sequence[Sequence[UInt8[np.ndarray, "_ _ 3"]]]) -> Picture:
+    """One picture of all, each row from left to right, in cells as large as the largest.
+
+    Raises:
+      ValueError: where there is no picture.
+    """
+    height = max(picture.shape[0] for row in rows for picture in row)
+    width = max(picture.shape[1] for row in rows for picture in row)
+    columns = max(len(row) for row in rows)
+    shape = (len(rows) * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3)
+    canvas = np.full(shape, 255, np.uint8)
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            top, left = i * (height + GAP), j * (width + GAP)
+            canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return canvas
+
+
+def shrink(picture: Picture, side: int) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """At most `side` pixels high and wide, in proportion; a smaller picture stays as it is."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(picture).resize(_size(picture, side), Image.Resampling.BOX))
+
+
+def shrink_map(values: Float[np.ndarray, "h w"], side: int) -> Float32[np.ndarray, "h2 w2"]:
+    """The same for a map, in float32: no small value is rounded away."""
+    from PIL import Image
+
+    image = Image.fromarray(values.astype(np.float32))
+    return np.asarray(image.resize(_size(values, side), Image.Resampling.BOX))
+
+
+def _size(array: np.ndarray, side: int) -> tuple[int, int]:
+    height, width = array.shape[:2]
+    factor = min(1.0, side / max(height, width))
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+def encode(picture: Shaped[np.ndarray, "h w *c"], kind: str = "png", **options: Any) -> bytes:
+    """The content of an image file: uint8 (h, w, 3) or (h, w), or a bool mask as 0 and 255.
+
+    Args:
+      picture: what is to be written.
+      kind: a name that Pillow knows, "png" or "jpeg".
+      **options: those of Pillow's `Image.save`.
+    """
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    levels = picture * np.uint8(255) if picture.dtype == bool else picture
+    Image.fromarray(levels).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def save_png(path: Path, picture: Shaped[np.ndarray, "h w *c"]) -> None:
+    """Writes what `encode` takes, at once or not at all."""
+    write_atomically(path, encode(picture))

@@ -1,0 +1,72 @@
+"""Files of a run: atomic writing, JSON and CSV."""
+
+import csv
+import io
+import json
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.errors import BadInput, CannotWrite
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Writes to a temporary name in the same directory, then renames; or `CannotWrite`."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CannotWrite(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """JSON, with null for every number that JSON cannot hold."""
+
+    def nulls(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: nulls(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [nulls(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(nulls(value), allow_nan=False, **options)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, to_json(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BadInput(f"{path}: not found; is this the workdir of a training run?") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: cannot be read ({error})") from None
+
+
+def check_writable(directory: Path) -> None:
+    """Makes the directory where it does not exist; `BadInput` if it cannot be written."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise BadInput(f"{directory}: cannot be written ({error.strerror})") from None
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Rows of the same columns, in order, at once or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
