@@ -1,6 +1,6 @@
 # make demo    train and evaluate on real photographs
 # make smoke   the same on drawn images, in about a minute
-# make test    ruff, pyright, pytest
+# make test    ruff, import-linter, pyright, pytest
 # make clean   remove the environment and caches, never the runs
 #
 # All of it in .venv, made from PYTHON (3.11 or 3.12): make demo PYTHON=python3.12
@@ -14,11 +14,11 @@ INSTALL = $(BIN)/python -m pip install -q --disable-pip-version-check -c constra
 .PHONY: demo smoke test lint clean
 
 demo: $(VENV)/.demo
-	$(BIN)/pae train --config=configs/elpv.py --workdir=runs/elpv
+	$(BIN)/pae train --config=elpv --workdir=runs/elpv
 	$(BIN)/pae evaluate --workdir=runs/elpv
 
 smoke: $(VENV)/.pae
-	$(BIN)/pae train --config=configs/smoke.py --workdir=runs/smoke
+	$(BIN)/pae train --config=smoke --workdir=runs/smoke
 	$(BIN)/pae evaluate --workdir=runs/smoke
 
 test: lint
@@ -27,11 +27,12 @@ test: lint
 lint: $(VENV)/.test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
-	find pae_jax data_pipelines configs tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	find pae_jax data_pipelines configs tests benchmarks experiments -name __pycache__ -prune -exec rm -rf {} +
 
 # Each stamp stands on the one before, so that under make -j one pip runs at a time.
 $(VENV)/.python-$(VERSION):

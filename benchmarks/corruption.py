@@ -1,14 +1,16 @@
-"""Corruption and augmentation: their share of a training step, and their speed against numpy.
+"""Times corruption and augmentation: their fraction of a training step, their speed against numpy.
 
     python benchmarks/corruption.py [--size 128] [--batch 4] [--rounds 5]
 
-Both sides start from stored uint8 images and textures and end with (x̂, x, M). Ours is
-`train_step.make_examples`, compiled, a batch a call, on all cores. The numpy pipeline is what a
-data loader runs: one image a call, on one core, with numpy and scipy. It does the same work as
+Both sides start from stored uint8 images and textures and return (x̂, x, M). Our side is
+`train_step.make_examples`, compiled, one batch per call, on all cores. The numpy side is what a
+data loader runs: one image per call, on one core, with numpy and scipy. It does the same work as
 our mask family "perlin": a random view of a texture, channel order, contrast and brightness,
-three octaves of Perlin noise, opacity, eq. 13. All of them take turns, so that a busy machine
-slows all alike; each figure is the median over the rounds, the first one left out. A step is
-augmentation, corruption, the loss with its gradient, Adam, with the default widths.
+three octaves of Perlin noise, opacity, eq. 13.
+
+The contestants take turns, so that other processes slow all of them alike. Each figure is the
+median over the rounds after a warm-up round. A step is augmentation, corruption, the loss with
+its gradient and Adam, with the default widths.
 """
 
 import argparse
@@ -27,15 +29,14 @@ import scipy.ndimage
 
 from pae_jax import corruption, masks
 from pae_jax.config import Config, CorruptionConfig, DataConfig
-from pae_jax.train_step import init_state, make_examples, train_step
+from pae_jax.train_step import init_state, make_examples, make_step
 from pae_jax.workdir import provenance
 
-Draw = np.random.Generator
 POLICIES = ("none", "flips+quarter_turns", "rotation")
 
 
-def numpy_perlin(draw: Draw, size: int, cell: float) -> np.ndarray:
-    """One octave of gradient noise, (size, size)."""
+def numpy_perlin(draw: np.random.Generator, size: int, cell: float) -> np.ndarray:
+    """Returns one octave of gradient noise, (size, size)."""
     position = np.arange(size, dtype=np.float32) / max(cell, 2.0)
     y, x = (position + draw.random(dtype=np.float32) for _ in range(2))
     i, j = y.astype(np.int32), x.astype(np.int32)
@@ -53,8 +54,8 @@ def numpy_perlin(draw: Draw, size: int, cell: float) -> np.ndarray:
     return left + u * (right - left)
 
 
-def numpy_mask(draw: Draw, size: int, config: CorruptionConfig) -> np.ndarray:
-    """Thresholded Perlin noise, opacity included, (size, size)."""
+def numpy_mask(draw: np.random.Generator, size: int, config: CorruptionConfig) -> np.ndarray:
+    """Returns thresholded Perlin noise times an opacity, (size, size)."""
     cell = 2 * config.max_axis * size / 4 ** draw.random()
     noise = np.zeros((size, size), np.float32)
     for i in range(3):
@@ -65,8 +66,10 @@ def numpy_mask(draw: Draw, size: int, config: CorruptionConfig) -> np.ndarray:
     return draw.uniform(config.min_opacity, config.max_opacity) * t * t * (3 - 2 * t)
 
 
-def numpy_texture(draw: Draw, texture: np.ndarray, size: int, config: CorruptionConfig):
-    """A rotated, scaled, mirrored window with changed colours, (size, size, 3)."""
+def numpy_texture(
+    draw: np.random.Generator, texture: np.ndarray, size: int, config: CorruptionConfig
+):
+    """Returns a rotated, scaled, mirrored window with changed colours, (size, size, 3)."""
     angle, step = draw.uniform(0, 2 * math.pi), 2 ** draw.uniform(-1, 1)
     cos, sin = step * math.cos(angle), step * math.sin(angle)
     mirror = draw.choice([-1, 1])
@@ -88,7 +91,7 @@ def numpy_texture(draw: Draw, texture: np.ndarray, size: int, config: Corruption
     return np.clip(view, 0, 1)
 
 
-def numpy_augment(draw: Draw, image: np.ndarray, policy: str) -> np.ndarray:
+def numpy_augment(draw: np.random.Generator, image: np.ndarray, policy: str) -> np.ndarray:
     if policy == "rotation":
         angle = draw.uniform(0, 360)
         return scipy.ndimage.rotate(image, angle, reshape=False, order=1, mode="reflect")
@@ -99,9 +102,13 @@ def numpy_augment(draw: Draw, image: np.ndarray, policy: str) -> np.ndarray:
 
 
 def numpy_example(
-    draw: Draw, image: np.ndarray, texture: np.ndarray, policy: str, config: CorruptionConfig
+    draw: np.random.Generator,
+    image: np.ndarray,
+    texture: np.ndarray,
+    policy: str,
+    config: CorruptionConfig,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(x̂, x, M) of one image."""
+    """Returns (x̂, x, M) for one image."""
     x = numpy_augment(draw, image, policy).astype(np.float32) / 255
     y = numpy_texture(draw, texture, len(x), config)
     mask = (draw.random() >= config.clean_fraction) * numpy_mask(draw, len(x), config)[..., None]
@@ -109,7 +116,10 @@ def numpy_example(
 
 
 def seconds(call: Callable[[], Any]) -> tuple[float, float]:
-    """Wall clock, and processor time of all threads, which a busy machine disturbs less."""
+    """Returns wall-clock time and the processor time of all threads.
+
+    Other processes on the machine disturb the processor time less.
+    """
     wall, processor = time.perf_counter(), time.process_time()
     jax.block_until_ready(call())
     return time.perf_counter() - wall, time.process_time() - processor
@@ -131,21 +141,23 @@ def main() -> None:
     batch = jax.device_put({"image": images, "texture": textures})
     key = jax.random.key(0)
     perlin = CorruptionConfig(mask="perlin")
-    kinds = {f"texture, {m}": CorruptionConfig(mask=m) for m in masks.MASKS}
-    kinds |= {k: CorruptionConfig(kind=k) for k in corruption.KINDS if k != "texture"}
+    corruptions = {f"texture, {mask}": CorruptionConfig(mask=mask) for mask in masks.MASKS}
+    corruptions |= {
+        kind: CorruptionConfig(kind=kind) for kind in corruption.KINDS if kind != "texture"
+    }
 
     plain = Config(data=DataConfig(height=size, width=size))
     state = init_state(plain, key)
     step = ("training step", "none")
     calls: dict[tuple[str, str], Callable[[], Any]] = {
-        step: functools.partial(
-            jax.jit(functools.partial(train_step, config=plain)), state, batch, key
-        )
+        step: functools.partial(jax.jit(make_step(plain)), state, batch, key)
     }
     for policy in POLICIES:
         data = dataclasses.replace(plain.data, augmentation=policy)
-        for name, kind in kinds.items() if policy == "none" else list(kinds.items())[:2]:
-            config = dataclasses.replace(plain, data=data, corruption=kind)
+        # The other kinds of corruption are independent of the augmentation.
+        names = list(corruptions) if policy == "none" else list(corruptions)[:2]
+        for name in names:
+            config = dataclasses.replace(plain, data=data, corruption=corruptions[name])
             sample = jax.jit(functools.partial(make_examples, config=config))
             calls[name, policy] = functools.partial(sample, batch, key, 0)
         calls["numpy, perlin", policy] = lambda policy=policy: [
@@ -161,19 +173,19 @@ def main() -> None:
         f"{size}×{size}, batch {count}, textures 256×256, widths {plain.model.widths}, "
         f"{options.rounds} rounds\n"
     )
-    print("| what | augmentation | ms/image | CPU ms/image | of a step | × numpy | CPU × numpy |")
+    print("| work | augmentation | ms/image | CPU ms/image | of a step | × numpy | CPU × numpy |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
     for name, policy in calls:
         wall, processor = (
             1e3 / count * statistics.median(r[name, policy][i] for r in rounds) for i in range(2)
         )
-        share = statistics.median(r[name, policy][0] / r[step][0] for r in rounds)
+        fraction = statistics.median(r[name, policy][0] / r[step][0] for r in rounds)
         speed, work = (
             statistics.median(r["numpy, perlin", policy][i] / r[name, policy][i] for r in rounds)
             for i in range(2)
         )
         print(
-            f"| {name} | {policy} | {wall:.2f} | {processor:.2f} | {share:.2%} "
+            f"| {name} | {policy} | {wall:.2f} | {processor:.2f} | {fraction:.2%} "
             f"| {speed:.1f} | {work:.1f} |"
         )
 

@@ -1,13 +1,15 @@
-"""Step time, host time and memory of one training laid out in several ways.
+"""Times training steps with streamed and resident data, remat, accumulation and bfloat16.
 
     python benchmarks/layouts.py [--size 32] [--batch 8] [--widths 8 16 32] [--only streamed]
 
 Streamed: the host gathers every batch and copies it to the device. Resident: images and textures
-live on the device and are drawn by index. Host is the share of the time in which the host
-prepares, copies and dispatches; the rest it is idle, waiting for the device. On a CPU both share
-the cores. Several steps in a call run as a loop, in which XLA's convolutions are slow on a CPU.
-Memory is the compiled program's scratch space. The layouts take turns, and ratios are medians
-over the rounds of time / time of the first in the same round; a round of warm-up is left out.
+are kept on the device, and a batch is given by indices. "host" is the fraction of the time in
+which the host prepares, copies and dispatches; the rest of the time it waits for the device. On a
+CPU, host and device share the cores. Several steps per call run as a loop, in which XLA's
+convolutions are slow on a CPU. "MiB" is the scratch memory of the compiled program.
+
+The layouts take turns. A ratio is the median over the rounds of time / time of the first layout
+in the same round, after a warm-up round.
 """
 
 import argparse
@@ -36,6 +38,7 @@ LAYOUTS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def make_config(options: argparse.Namespace, layout: dict[str, dict[str, Any]]) -> Config:
+    """Returns the configuration of one of `LAYOUTS`."""
     base = {
         "data": {"size": options.size, "texture_size": options.size},
         "model": {
@@ -51,29 +54,23 @@ def make_config(options: argparse.Namespace, layout: dict[str, dict[str, Any]]) 
 
 
 def prepare(config: Config, images: np.ndarray) -> tuple[Callable[[int], float], Any]:
-    """A function that takes so many steps and returns the host's seconds, and the program."""
+    """Returns a function of a number of steps that returns the host's seconds, and the program."""
     mesh = sharding.make_mesh(config)
     key = jax.random.key(0)
     state = train.initial_state(config, key, mesh)
     on_device = is_resident(config, images, images)
     steps = steps_per_call(config, on_device=on_device)
-    store, batches = open_batches(config, images, images, start=0, steps=steps, on_device=on_device)
-    placed = sharding.to_global(store, sharding.replicated_sharding(mesh))
-    step = sharding.compile_step(
-        lambda *args, axis=None: train_step.train_step(*args, config=config, axis=axis),
-        mesh,
-        "jit",
-        state,
-        steps=steps,
-    )
+    batches = open_batches(config, images, images, start=0, steps=steps, on_device=on_device)
+    resident = sharding.to_global(batches.resident, sharding.replicated_sharding(mesh))
+    step = sharding.compile_step(train_step.make_step(config), mesh, "jit", state, steps=steps)
 
     def run(count: int) -> float:
         nonlocal state
         host = 0.0
         for _ in range(count // steps):
             start = time.perf_counter()
-            batch = sharding.to_global(next(batches), sharding.batch_sharding(mesh))
-            state, _ = step(state, placed, batch, key)
+            batch = sharding.to_global(next(batches.stream), sharding.batch_sharding(mesh))
+            state, _ = step(state, resident, batch, key)
             host += time.perf_counter() - start
             jax.block_until_ready(state)
         return host
@@ -89,7 +86,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--widths", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=10, help="of a round; a multiple of ten")
+    parser.add_argument("--steps", type=int, default=10, help="steps in a round; a multiple of ten")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     options = parser.parse_args()
@@ -115,9 +112,9 @@ def main() -> None:
             hosts[name].append(host / times[name][-1])
     first = next(iter(times.values()))
     print(f"{'':28s}{'ms/step':>9s}{'ratio':>8s}{'host':>8s}{'MiB':>8s}")
-    for name, found in times.items():
-        ratio = statistics.median(a / b for a, b in zip(found, first, strict=True))
-        milliseconds = 1e3 * statistics.median(found) / options.steps
+    for name, seconds in times.items():
+        ratio = statistics.median(a / b for a, b in zip(seconds, first, strict=True))
+        milliseconds = 1e3 * statistics.median(seconds) / options.steps
         scratch = programs[name][1].memory().temp_size_in_bytes / 2**20
         host = statistics.median(hosts[name])
         print(f"{name:28s}{milliseconds:9.1f}{ratio:8.2f}{host:8.1%}{scratch:8.1f}")

@@ -1,10 +1,10 @@
-"""Time and peak memory of AUROC + AP + AUPRO, against a float64 transcription and scikit-learn.
+"""Times AUROC, AP and AUPRO against a float64 transcription and scikit-learn, with peak memory.
 
     python benchmarks/metrics.py [--images 83] [--sizes 256 512 1024] [--kinds smooth heavy]
 
-Every row is measured in a process of its own. Memory is the peak of the process above what
-it held before the maps were made, in multiples of the float32 maps, which it includes (and
-the masks, a quarter of a multiple). Linux only.
+Every row is measured in a separate process. Memory is the growth of the process's peak since
+before the maps were made. It is given in multiples of the size of the float32 maps and includes
+the maps themselves and the masks, which are a quarter of their size. Linux only.
 """
 
 import argparse
@@ -18,7 +18,10 @@ import scipy.ndimage
 
 
 def make(kind: str, images: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Seeded maps and masks; two images of three carry one to three weak elliptic defects."""
+    """Returns seeded maps and masks; two images of three have one to three weak elliptic defects.
+
+    The scores of "heavy" have heavy tails, those of "smooth" are Gaussian.
+    """
     rng = np.random.default_rng(0)
     maps, masks = np.empty((images, size, size), np.float32), np.zeros((images, size, size), bool)
     grid = (np.arange(size, dtype=np.float32) + 0.5) / size
@@ -36,7 +39,7 @@ def make(kind: str, images: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def transcription(maps: np.ndarray, masks: np.ndarray, limit: float = 0.3) -> dict[str, float]:
-    """The definitions step by step in float64: every pixel sorted with what it adds."""
+    """Computes the metrics by their definitions in float64, with all pixels sorted by score."""
     scores = maps.astype(np.float64).ravel()
     labels = masks.ravel()
     normals, anomalous = np.sum(~labels), np.sum(labels)
@@ -69,6 +72,7 @@ def transcription(maps: np.ndarray, masks: np.ndarray, limit: float = 0.3) -> di
 
 
 def scikit_learn(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
+    """Computes AUROC and AP by scikit-learn, which has no AUPRO."""
     import sklearn.metrics
 
     scores, labels = maps.ravel(), masks.ravel()
@@ -79,6 +83,7 @@ def scikit_learn(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
 
 
 def ours(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
+    """Computes the metrics by pae_jax."""
     from pae_jax import metrics
 
     result = metrics.pixel_metrics(zip(maps, masks, strict=True))
@@ -89,16 +94,18 @@ CONTESTANTS = {"ours": ours, "float64": transcription, "sklearn": scikit_learn}
 
 
 def peak_bytes() -> int:
+    """Returns the peak of this process's memory since the last reset."""
     with open("/proc/self/status") as file:
         (line,) = (line for line in file if line.startswith("VmHWM"))
     return 1024 * int(line.split()[1])
 
 
 def measure(name: str, kind: str, images: int, size: int) -> dict[str, float]:
-    """One row, in this process. The first, small call imports what is needed."""
+    """Measures one row in this process."""
+    # A small call first, because imports would count otherwise.
     CONTESTANTS[name](*make(kind, 2, 32))
     with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # The high-water mark starts from here.
+        file.write("5")  # resets the peak
     before = peak_bytes()
     maps, masks = make(kind, images, size)
     start = time.perf_counter()

@@ -1,16 +1,15 @@
-"""Time of one training step with each penalty, relative to the plain step in the same run.
+"""Times one training step with each penalty, relative to the step without penalties.
 
     python benchmarks/penalties.py [--size 128] [--batch 4] [--rounds 12] [--only plain noise]
 
-The steps take turns, so that a busy machine slows all of them alike; the ratio is the median
-over the rounds of time / time of the plain step in the same round. One round of warm-up is
-left out. A step is everything on the device: augmentation, corruption, the loss with its
-gradient, Adam. The FLOPs are XLA's own estimate of the compiled step; MiB is its scratch memory.
+The steps take turns, so that other processes slow all of them alike. The ratio is the median over
+the rounds of time / time of the plain step in the same round, after a warm-up round. A step is
+everything on the device: augmentation, corruption, the loss with its gradient, Adam. "FLOPs" is
+XLA's estimate for the compiled step, relative to the plain step; "MiB" is its scratch memory.
 """
 
 import argparse
 import dataclasses
-import functools
 import statistics
 import time
 
@@ -27,7 +26,7 @@ from pae_jax.config import (
     ObjectiveConfig,
     TrainConfig,
 )
-from pae_jax.train_step import init_state, train_step
+from pae_jax.train_step import init_state, make_step
 from pae_jax.workdir import provenance
 
 PLAIN = "plain"
@@ -75,14 +74,12 @@ def main() -> None:
     images, textures = random.integers(0, 256, (2, *shape), np.uint8)
     batch = {"image": images, "texture": textures}
     key = jax.random.key(0)
-    # Step 1 is one that `every` = 2 leaves out.
+    # With `every` = 2 the Jacobian penalty is omitted in step 1.
     state = init_state(config, key).replace(step=jax.numpy.int32(1))
 
     steps, costs = {}, {}
     for name in names:
-        step = functools.partial(
-            train_step, config=dataclasses.replace(config, objective=VARIANTS[name])
-        )
+        step = make_step(dataclasses.replace(config, objective=VARIANTS[name]))
         start = time.perf_counter()
         steps[name] = jax.jit(step).lower(state, batch, key).compile()
         costs[name] = time.perf_counter() - start

@@ -1,18 +1,21 @@
-"""Does the pipeline deliver batches faster than the training step consumes them?
+"""Times the input pipeline against the training step that consumes its batches.
 
     python benchmarks/pipeline.py [--images 200] [--png 512] [--size 128] [--batch 8] [--rounds 3]
 
-A folder of generated PNG images and one of textures are opened as a run opens them. Cold: the
-files are not in the system's memory (where it lets us drop them) and no decoded arrays are on
-disk; opening and one epoch of batches count together. Warm: the decoded arrays are on disk;
-opening, which still reads every file to know it unchanged, and the batches count apart. The step
-takes one ready batch again and again; the loop takes its batches from the pipeline, and asks for
-the next one when a step is done (training asks while the device is busy). Waiting is the share of
-the loop's time in which it had no batch on the device. All of it takes turns; medians.
+A folder of generated PNG images and one of textures are opened as a run opens them.
+
+Cold: the files are not in the system's memory (if it allows us to drop them), and no decoded
+arrays are on disk. The time includes opening and one epoch of batches. Warm: the decoded arrays
+are on disk. Opening, which still reads every file to check that it is unchanged, and the batches
+are timed separately.
+
+"step alone" repeats the step on one batch. "step fed by the pipeline" takes batches from the
+pipeline and asks for the next one after each step; training asks while the device is busy.
+"waiting" is the fraction of this loop's time in which no batch is on the device. The measurements
+take turns; figures are medians over the rounds.
 """
 
 import argparse
-import functools
 import os
 import statistics
 import tempfile
@@ -34,7 +37,7 @@ Batches = Iterator[dict[str, np.ndarray]]
 
 
 def write_images(folder: Path, count: int, side: int, seed: int) -> None:
-    """PNG files that compress as photographs do: smooth colours under a little noise."""
+    """Writes PNG files of smooth colours with a little noise, which compress like photographs."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     for i in range(count):
@@ -54,39 +57,41 @@ def forget(folder: Path) -> None:
 
 
 def open_batches(config: Config) -> tuple[Batches, int]:
-    """The batches of a run from step 0 on, and how many make an epoch."""
+    """Returns the batches of a run from step 0 on, and their number in an epoch."""
     data, textures = run.open_data(config)
     train, workers = config.train, config.data.num_threads
     stream = batches(
-        data.images, textures.train, seed=0, batch_size=train.batch_size, workers=workers
+        data.images, textures.train, seed=0, batch_size=train.batch_size, num_threads=workers
     )
     return stream, -(-len(data.images) // train.batch_size)
 
 
 def take(stream: Batches, count: int) -> None:
+    """Takes `count` batches from the stream."""
     for _ in range(count):
         next(stream)
 
 
 def seconds(call: Callable[[], Any]) -> float:
+    """Returns the duration of a call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
-def first(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """The batch of the only step of an element, on the device."""
+def to_device(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Copies a batch to the device and removes its leading axis of one step."""
     return {name: jax.device_put(value[0]) for name, value in batch.items()}
 
 
 def loop(step: Callable[..., Any], state: Any, stream: Batches, count: int) -> float:
-    """Takes so many steps; returns the seconds spent waiting for batches."""
+    """Takes `count` steps; returns the seconds spent waiting for batches."""
     key, waited = jax.random.key(0), 0.0
     for _ in range(count):
         start = time.perf_counter()
-        batch = first(next(stream))
+        batch = to_device(next(stream))
         waited += time.perf_counter() - start
-        # The device's work is awaited here, not under `waited`.
+        # Waits for the step, so that its time does not count as waiting for the next batch.
         state = jax.block_until_ready(step(state, batch, key))[0]
     return waited
 
@@ -101,7 +106,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128, help="side at which they are trained on")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128])
-    parser.add_argument("--steps", type=int, default=5, help="of a round")
+    parser.add_argument("--steps", type=int, default=5, help="steps in a round")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     print(provenance.line("jax", "grain", "numpy", "pillow"))
@@ -116,7 +121,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """What the table shows, by its text."""
+    """Returns the figures of the table by their labels."""
     write_images(folder / "data/train/good", options.images, options.png, 0)
     write_images(folder / "textures", options.textures, options.png, 1)
 
@@ -129,7 +134,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, float]:
                     "textures": str(folder / "textures"),
                     "size": options.size,
                     "texture_size": options.size,
-                    "cache": str(folder / cache),
+                    "cache_dir": str(folder / cache),
                 },
                 "model": {"widths": options.widths, "branch_width": options.widths[0]},
                 "train": {"batch_size": options.batch},
@@ -140,14 +145,14 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     stream, epoch = open_batches(config)
     key = jax.random.key(0)
     state = train_step.init_state(config, key)
-    step = jax.jit(functools.partial(train_step.train_step, config=config))
-    ready = first(next(stream))
+    step = jax.jit(train_step.make_step(config))
+    ready = to_device(next(stream))
     jax.block_until_ready(step(state, ready, key))
 
-    found: dict[str, list[float]] = {}
+    samples: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:
-        found.setdefault(name, []).append(value)
+        samples.setdefault(name, []).append(value)
 
     for i in range(options.rounds):
         forget(folder)
@@ -157,7 +162,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, float]:
         stream, _ = open_batches(config)
         take(stream, 1)
         note("opening", time.perf_counter() - start)
-        # Many, since up to twice as many batches as there are threads lie ready.
+        # A large number, because up to two batches per thread are prepared in advance.
         count = max(10 * epoch, 200)
         note("warm", seconds(lambda stream=stream, n=count: take(stream, n)) / count)
         steps = options.steps
@@ -166,21 +171,21 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, float]:
             jax.block_until_ready(step(state, ready, key))
         note("step", (time.perf_counter() - start) / steps)
         stream, _ = open_batches(config)
-        take(stream, 1)  # the threads have started
+        take(stream, 1)  # so that the threads have started
         start = time.perf_counter()
         waited = loop(step, state, stream, steps)
         took = time.perf_counter() - start
         note("loop", took / steps)
         note("waiting", waited / took)
 
-    medians = {name: statistics.median(values) for name, values in found.items()}
+    medians = {name: statistics.median(values) for name, values in samples.items()}
     return {
         "cold: opening and one epoch, batches/s": 1 / medians["cold"],
         "warm: opening and the first batch, s": medians["opening"],
         "warm: batches/s": 1 / medians["warm"],
         "step alone: steps/s": 1 / medians["step"],
         "step fed by the pipeline: steps/s": 1 / medians["loop"],
-        "waiting for batches, share of the time": medians["waiting"],
+        "waiting for batches, fraction of the time": medians["waiting"],
         "cold batches per step": medians["step"] / medians["cold"],
         "warm batches per step": medians["step"] / medians["warm"],
     }

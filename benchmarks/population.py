@@ -1,13 +1,13 @@
-"""Time of N members trained as one program against the same N runs one after the other.
+"""Times N members trained as one program against the same N runs one after the other.
 
     python benchmarks/population.py [--members 4] [--devices 1] [--size 32] [--widths 8 16 32]
 
-One step of all members, on CPU devices made for the purpose or on what accelerators there are:
-"alone" is N calls of the single run's compiled step; the others are the population's, its members
-on one device in turn ("unroll", "map") or together ("vmap"); see `population.mapping`. The
-contestants take turns; ratios are medians over the rounds of time / time of "alone" in the same
-round. One round of warm-up is left out. Compiling counts once for a population and N times for
-runs whose weights differ.
+The figures are for one step of all members, on --devices of the CPU or on all accelerators. "alone"
+is N calls of the compiled step of a single run. The others are one call of the population's step,
+which computes the members of a device in turn ("unroll", "map") or together ("vmap"); see
+`population.mapping`. The contestants take turns. A ratio is the median over the rounds of time /
+time of "alone" in the same round, after a warm-up round. A population compiles once, and runs with
+different weights compile N times.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--members", type=int, default=4)
-    parser.add_argument("--devices", type=int, default=1, help="of the CPU; accelerators: all")
+    parser.add_argument("--devices", type=int, default=1, help="number of CPU devices")
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--widths", type=int, nargs="+", default=[8, 16, 32])
@@ -41,7 +41,7 @@ def main() -> None:
         flush=True,
     )
     contestants = {"alone": alone(options)}
-    contestants |= {how: together(options, how) for how in ("unroll", "map", "vmap")}
+    contestants |= {name: together(options, name) for name in ("unroll", "map", "vmap")}
     compiling, times = {}, {name: [] for name in contestants}
     for name, run in contestants.items():
         start = time.perf_counter()
@@ -53,15 +53,16 @@ def main() -> None:
             run()
             times[name].append(time.perf_counter() - start)
     print(f"{'':8s}{'ms':>9s}{'ratio':>8s}{'compile s':>11s}")
-    for name, found in times.items():
-        ratio = statistics.median(a / b for a, b in zip(found, times["alone"], strict=True))
+    for name, seconds in times.items():
+        ratio = statistics.median(a / b for a, b in zip(seconds, times["alone"], strict=True))
         print(
-            f"{name:8s}{1e3 * statistics.median(found):9.1f}{ratio:8.2f}{compiling[name]:11.1f}",
+            f"{name:8s}{1e3 * statistics.median(seconds):9.1f}{ratio:8.2f}{compiling[name]:11.1f}",
             flush=True,
         )
 
 
-def make_config(options: argparse.Namespace, how: str = "auto") -> Any:
+def make_config(options: argparse.Namespace, mapping: str = "auto") -> Any:
+    """Returns the configuration of every member."""
     from pae_jax.config import from_config_dict
 
     return from_config_dict(
@@ -74,12 +75,14 @@ def make_config(options: argparse.Namespace, how: str = "auto") -> Any:
                 "dilated_kernel_size": 3,
             },
             "train": {"batch_size": options.batch},
-            "sharding": {"population": how, "data_parallel": 1},
+            "sharding": {"data_parallel": 1},
+            "population": {"mapping": mapping},
         }
     )
 
 
 def make_batch(options: argparse.Namespace, *leading: int) -> dict[str, Any]:
+    """Returns random images and textures with the axes (*leading, 1 step, batch, h, w, 3)."""
     import numpy as np
 
     random = np.random.default_rng(0)
@@ -89,7 +92,7 @@ def make_batch(options: argparse.Namespace, *leading: int) -> dict[str, Any]:
 
 
 def alone(options: argparse.Namespace) -> Callable[[], Any]:
-    """N single runs, each on one device, one after the other."""
+    """Returns a function that takes one step of N single runs, one after the other."""
     from pae_jax import train, train_step
     from pae_jax.devices import sharding
 
@@ -98,12 +101,7 @@ def alone(options: argparse.Namespace) -> Callable[[], Any]:
     keys = [jax.random.key(i) for i in range(options.members)]
     states = [train.initial_state(config, key, mesh) for key in keys]
     batch = sharding.to_global(make_batch(options), sharding.batch_sharding(mesh))
-    step = sharding.compile_step(
-        lambda *args, axis=None: train_step.train_step(*args, config=config, axis=axis),
-        mesh,
-        "jit",
-        states[0],
-    )
+    step = sharding.compile_step(train_step.make_step(config), mesh, "jit", states[0])
 
     def run() -> None:
         for i, key in enumerate(keys):
@@ -113,29 +111,32 @@ def alone(options: argparse.Namespace) -> Callable[[], Any]:
     return run
 
 
-def together(options: argparse.Namespace, how: str) -> Callable[[], Any]:
-    """The same as one program."""
+def together(options: argparse.Namespace, mapping: str) -> Callable[[], Any]:
+    """Returns a function that takes one step of N members as one program."""
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
     from pae_jax import population, train_step
     from pae_jax.devices import sharding
 
-    config = make_config(options, how)
+    config = make_config(options, mapping)
     program = population.Population([config] * options.members)
-    split = NamedSharding(program.mesh, PartitionSpec(sharding.MEMBER))
-    keys = jax.device_put(jax.random.split(jax.random.key(0), options.members), split)
+    by_member = NamedSharding(program.mesh, PartitionSpec(sharding.MEMBER))
+    keys = jax.device_put(jax.random.split(jax.random.key(0), options.members), by_member)
     state = jax.device_put(
-        jax.jit(jax.vmap(lambda key: train_step.init_state(config, key)))(keys), split
+        jax.jit(jax.vmap(lambda key: train_step.init_state(config, key)))(keys), by_member
     )
-    batch = jax.device_put(make_batch(options, options.members), split)
-    numbers = {"optimizer.learning_rate": jax.device_put(jnp.full(options.members, 1e-4), split)}
-    call = jax.jit(population.call(config, program.mesh, steps=1), donate_argnums=0)
-    step = sharding.CompiledOnce(call)
+    batch = jax.device_put(make_batch(options, options.members), by_member)
+    values = {
+        name: jax.device_put(jnp.full(options.members, value), by_member)
+        for name, value in population.traced_values(config).items()
+    }
+    call = population.make_call(config, program.mesh, steps=1)
+    step = sharding.CompiledOnce(jax.jit(call, donate_argnums=0))
 
     def run() -> None:
         nonlocal state
-        state, _ = step(state, {}, batch, keys, numbers)
+        state, _ = step(state, {}, batch, keys, values)
         jax.block_until_ready(state)
 
     return run

@@ -1,15 +1,17 @@
-"""Images judged in a second: the network and its map alone, and `pae predict` on a folder.
+"""Times prediction: the compiled detection alone, and `pae predict` on a folder of images.
 
     python benchmarks/predict.py [--size 128] [--widths 32 64 128] [--images 64] [--png 512]
                                  [--batches 1 2 4 8 16] [--rounds 3]
 
-Without files: `pae_jax.predict.detect`, compiled, on a batch of stored images that lies on the
-device; network, SSIM map, smoothing and scores. With files: `pae_jax.predict.predict`, which
-reads and decodes PNG images and writes scores, heat maps and masks, at batch 1 and at the batch
-that was best without files. Each call begins with reading the checkpoint and the compiled program
-from disk; the time of an image is therefore the difference between folders of all and of a
-quarter of the images, and the start what remains. The model has taken one step: its weights do
-not matter here. All of it takes turns; medians over the rounds, a warm-up left out.
+Without files: `detection.detect`, compiled, on a batch of stored images on the device. It includes
+network, SSIM map, smoothing and scores. With files: `predict.predict`, which reads and decodes PNG
+images and writes scores, heat maps and masks, with batch size 1 and with the best batch size
+without files. Each call begins with reading the checkpoint and the compiled program from disk.
+The time per image is therefore the difference between a folder of all images and one of a quarter
+of them, and "start" is the remaining time.
+
+The model has been trained for one step, because its weights do not affect the time. The
+measurements take turns; figures are medians over the rounds after a warm-up round.
 """
 
 import argparse
@@ -34,7 +36,7 @@ from pae_jax.workdir import provenance, trained_model
 
 
 def make_model(options: argparse.Namespace, folder: Path) -> Path:
-    """The workdir of a run of one step on the folder's images."""
+    """Trains a run of one step on the folder's images; returns its workdir."""
     config = from_config_dict(
         {
             "data": {
@@ -43,7 +45,7 @@ def make_model(options: argparse.Namespace, folder: Path) -> Path:
                 "textures": str(folder / "data/train/good"),
                 "size": options.size,
                 "texture_size": options.size,
-                "cache": str(folder / "cache"),
+                "cache_dir": str(folder / "cache"),
             },
             "model": {"widths": options.widths, "branch_width": options.widths[0]},
             "train": {
@@ -60,7 +62,7 @@ def make_model(options: argparse.Namespace, folder: Path) -> Path:
 
 
 def turns(calls: dict[Any, Callable[[], Any]], rounds: int) -> dict[Any, float]:
-    """Median seconds of each call; they take turns, and the first round does not count."""
+    """Returns the median seconds of each call; the calls take turns after a warm-up round."""
     times: dict[Any, list[float]] = {name: [] for name in calls}
     for _ in range(rounds + 1):
         for name, call in calls.items():
@@ -71,40 +73,42 @@ def turns(calls: dict[Any, Callable[[], Any]], rounds: int) -> dict[Any, float]:
 
 
 def without_files(workdir: Path, options: argparse.Namespace) -> dict[int, float]:
-    """Seconds of an image by batch size."""
+    """Returns the seconds per image by batch size."""
     model = trained_model.load(workdir)
-    run = jax.jit(functools.partial(detection.detect, config=model.config))
+    detect = jax.jit(functools.partial(detection.detect, config=model.config))
     rng = np.random.default_rng(0)
 
     def call(count: int) -> Callable[[], Any]:
         shape = (count, *model.config.data.shape, model.channels)
         images = jax.device_put(rng.integers(0, 256, shape, np.uint8))
-        # As many images a turn for every batch size.
-        repeats = -(-max(options.batches) // count)
-        return lambda: [jax.block_until_ready(run(model.params, images)) for _ in range(repeats)]
+        return lambda: [
+            jax.block_until_ready(detect(model.params, images)) for _ in range(repeats[count])
+        ]
 
-    found = turns({count: call(count) for count in options.batches}, options.rounds)
-    return {n: value / (n * -(-max(options.batches) // n)) for n, value in found.items()}
+    # Every batch size gets about the same number of images per turn.
+    repeats = {count: -(-max(options.batches) // count) for count in options.batches}
+    seconds = turns({count: call(count) for count in options.batches}, options.rounds)
+    return {count: value / (count * repeats[count]) for count, value in seconds.items()}
 
 
 def with_files(
     workdir: Path, folders: dict[int, Path], batches: list[int], rounds: int
 ) -> dict[tuple[int, int], float]:
-    """Seconds of a call by batch size and number of images."""
+    """Returns the seconds per call by batch size and number of images."""
     out = workdir.parent / "out"
 
     def call(batch: int, images: Path) -> None:
         shutil.rmtree(out, ignore_errors=True)
         predict.predict(workdir, images, out, overrides=[f"--config.eval.batch_size={batch}"])
 
-    # One batch size after the other: the workdir keeps the thresholds of one at a time.
-    found: dict[tuple[int, int], float] = {}
+    # One batch size after the other, because the workdir keeps the thresholds of one at a time.
+    seconds: dict[tuple[int, int], float] = {}
     for batch in batches:
         calls = {
             (batch, count): functools.partial(call, batch, path) for count, path in folders.items()
         }
-        found |= turns(calls, rounds)
-    return found
+        seconds |= turns(calls, rounds)
+    return seconds
 
 
 def main() -> None:
@@ -125,7 +129,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["PAE_CACHE"] = str(folder / "cache")
-        process.use_cache()  # as the command does
+        process.use_compilation_cache()  # as the command `pae` does
         write_images(folder / "data/train/good", options.images, options.png, 0)
         part = folder / "part"
         part.mkdir()
@@ -136,21 +140,24 @@ def main() -> None:
 
         print("| without files: batch | images/s | ms/image |\n| ---: | ---: | ---: |")
         alone = without_files(workdir, options)
-        for count, each in alone.items():
-            print(f"| {count} | {1 / each:.1f} | {1e3 * each:.1f} |", flush=True)
+        for count, per_image in alone.items():
+            print(f"| {count} | {1 / per_image:.1f} | {1e3 * per_image:.1f} |", flush=True)
         best = min(alone, key=alone.__getitem__)
 
         few, many = options.images // 4, options.images
         folders = {few: part, many: folder / "data/train/good"}
-        chosen = sorted({options.batches[0], best})
-        found = with_files(workdir, folders, chosen, options.rounds)
+        sizes = sorted({options.batches[0], best})
+        seconds = with_files(workdir, folders, sizes, options.rounds)
         print(f"\n| with files: batch | images/s | ms/image | start, s | {many} images, s |")
         print("| ---: | ---: | ---: | ---: | ---: |")
-        for count in chosen:
-            whole = found[count, many]
-            each = (whole - found[count, few]) / (many - few)
-            start = whole - many * each
-            print(f"| {count} | {1 / each:.1f} | {1e3 * each:.1f} | {start:.2f} | {whole:.2f} |")
+        for count in sizes:
+            total = seconds[count, many]
+            per_image = (total - seconds[count, few]) / (many - few)
+            start = total - many * per_image
+            print(
+                f"| {count} | {1 / per_image:.1f} | {1e3 * per_image:.1f} | {start:.2f} "
+                f"| {total:.2f} |"
+            )
 
 
 if __name__ == "__main__":

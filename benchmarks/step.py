@@ -1,19 +1,20 @@
-"""Time of one training step in JAX and in PyTorch: the same network, loss, batch and optimiser.
+"""Times one training step in JAX and in PyTorch: the same network, loss, batch and optimiser.
 
     python benchmarks/step.py [--sizes 64 128 256] [--batch 4] [--widths 32 64 128] [--rounds 5]
                               [--norm group none] [--only jax "torch eager"] [--threads 2]
 
-A step is the U-Net on a ready-made corrupted batch, eq. 1, its gradient and Adam; no corruption,
-no loading. PyTorch (the extra `bench`) runs its twin, step_torch.py, eagerly and by torch.compile,
-with images in both memory layouts; --only takes those whose names begin with its words. Before
-anything is timed the twin gets our parameters, and output, loss, gradient and one update must
-agree, in full precision. Both sides use the same cores. The contestants take turns; at each turn
-one step goes untimed, so that caches and thread pools are the contestant's own; figures are
-medians over the rounds, and the least of them: PyTorch's threads wait for each other at every
-operation, so other processes on the same cores cost it far more than JAX. Everything runs in
-float32, on a GPU in bfloat16 as well; on Linux the memory of both sides lies on huge pages, unless
-GLIBC_TUNABLES is set. A compilation by torch.compile takes a minute or so on a few cores; it keeps
-its results on disk.
+A step is the U-Net on a prepared corrupted batch, eq. 1, its gradient and Adam, without corruption
+and loading. PyTorch (the extra `bench`) runs the same network, step_torch.py, eagerly and by
+torch.compile, with images in both memory layouts. --only selects the contestants whose names begin
+with its words. Before the timing, the PyTorch network gets our parameters, and output, loss,
+gradient and one update must agree in full precision.
+
+Both sides use the same cores. The contestants take turns. One untimed step precedes each timed
+one, so that caches and thread pools are those of the contestant. The table has the median and the
+least time over the rounds, because PyTorch's threads wait for each other at every operation, so
+that other processes on the same cores slow it far more than JAX. Everything runs in float32, on a
+GPU also in bfloat16. On Linux the memory of both sides is on huge pages, unless GLIBC_TUNABLES is
+set. A compilation by torch.compile takes about a minute on a few cores; its result is kept on disk.
 """
 
 import argparse
@@ -42,8 +43,8 @@ from pae_jax.devices.process import restart_with_huge_pages
 from pae_jax.workdir import provenance
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
-# Relative, in float32. A gradient may differ by more than rounding: among millions of ReLUs some
-# stand within rounding of 0, open on one side and closed on the other.
+# Relative, in float32. Gradients differ by more than rounding errors, because among millions of
+# ReLUs some have inputs so close to 0 that they are active on one side only.
 TOLERANCES = {"output": 1e-4, "loss": 1e-5, "gradient": 1e-3, "update": 1e-4}
 TORCH = {
     f"torch {mode} {layout}": {"compiled": mode == "compile", "layout": layout}
@@ -53,7 +54,7 @@ TORCH = {
 
 
 def make_batch(size: int, count: int) -> Arrays:
-    """x̂, x (count, size, size, 3) and M (count, size, size, 1)."""
+    """Returns random x̂, x (count, size, size, 3) and M (count, size, size, 1)."""
     rng = np.random.default_rng(0)
     clean, texture = rng.random((2, count, size, size, 3), np.float32)
     mask = np.maximum(rng.random((count, size, size, 1), np.float32) - 0.5, 0)
@@ -61,22 +62,24 @@ def make_batch(size: int, count: int) -> Arrays:
 
 
 def loss(params: Any, batch: Arrays, config: ModelConfig) -> jax.Array:
+    """Returns eq. 1, averaged over the batch."""
     corrupted, clean, mask = map(jnp.asarray, batch)
     reconstruction = unet.bind(config, params)(corrupted)
     return objective.reconstruction_loss(reconstruction, clean, mask).mean()
 
 
 def update(params: Any, state: Any, batch: Arrays, *, config: ModelConfig) -> tuple[Any, Any, Any]:
-    """One step of Adam: parameters, optimiser state and loss."""
+    """Takes one step of Adam; returns parameters, optimiser state and loss."""
     value, gradient = jax.value_and_grad(loss)(params, batch, config)
     changes, state = train_step.optimizer(Config(model=config)).update(gradient, state, params)
     return optax.apply_updates(params, changes), state, value
 
 
 def make_jax(config: ModelConfig, params: Any, batch: Arrays) -> Callable[[], jax.Array]:
+    """Returns a function that takes one step on the batch and waits for it."""
     step = jax.jit(functools.partial(update, config=config), donate_argnums=(0, 1))
     placed = jax.device_put(batch)
-    params = jax.tree.map(jnp.copy, params)  # the step takes its memory
+    params = jax.tree.map(jnp.copy, params)  # because the step overwrites its arguments
     state = train_step.optimizer(Config(model=config)).init(params)
 
     def run() -> jax.Array:
@@ -88,11 +91,12 @@ def make_jax(config: ModelConfig, params: Any, batch: Arrays) -> Callable[[], ja
 
 
 def differences(config: ModelConfig, params: Any, batch: Arrays) -> dict[str, float]:
-    """How far the twin is from us, on the CPU in float32.
+    """Returns the differences between the PyTorch network and ours, on the CPU in float32.
 
-    Output and loss relative to their largest value; all gradients together by their norms. Adam's
-    first update is the sign of the gradient, so updates are compared where the gradient is well
-    above the difference of the gradients, relative to the learning rate.
+    Those of output and loss are relative to the largest value, that of the gradient is relative
+    to the norm of the whole gradient, and that of the update to the learning rate. Adam's first
+    update is the sign of the gradient, so updates are compared only where the gradient is well
+    above the difference of the gradients.
     """
     import torch  # pyright: ignore[reportMissingImports]
     from step_torch import make_step, to_torch
@@ -112,31 +116,31 @@ def differences(config: ModelConfig, params: Any, batch: Arrays) -> dict[str, fl
     before = {name: leaf.detach().clone() for name, leaf in module.named_parameters()}
     with torch.no_grad():
         images = torch.tensor(batch[0].transpose(0, 3, 1, 2).copy())
-        found = {"output": relative(output, module(images).permute(0, 2, 3, 1))}
-    found["loss"] = relative(value, step())
+        result = {"output": relative(output, module(images).permute(0, 2, 3, 1))}
+    result["loss"] = relative(value, step())
     ours, moved = to_torch(gradient), to_torch(changes)
-    # One scale for all gradients: that of a bias before a norm is rounding alone.
+    # One scale for all gradients, because that of a bias before a norm is only rounding error.
     scale = max(float(leaf.abs().max()) for leaf in ours.values())
-    found |= {"gradient": 0.0, "update": 0.0}
+    result |= {"gradient": 0.0, "update": 0.0}
     squares, rounding = 0.0, float(np.finfo(np.float32).eps)
     for name, leaf in module.named_parameters():
         assert leaf.grad is not None
         error = float((leaf.grad - ours[name]).abs().max())
         squares += float(((leaf.grad - ours[name]) ** 2).sum())
         clear = ours[name].abs() > 1e5 * rounding * scale + 100 * error
-        # What float32 parameters can hold of an update: their own rounding is added to it.
+        # The rounding error of the parameters themselves is part of the difference.
         gap = ((leaf.detach() - before[name]) - moved[name]).abs() / rate
         gap = (gap - before[name].abs() * (rounding / rate)).clamp(min=0)
         if clear.any():
-            found["update"] = max(found["update"], float(gap[clear].max()))
-    found["gradient"] = math.sqrt(squares) / float(optax.tree.norm(gradient))
-    return found
+            result["update"] = max(result["update"], float(gap[clear].max()))
+    result["gradient"] = math.sqrt(squares) / float(optax.tree.norm(gradient))
+    return result
 
 
 def contestants(
     config: ModelConfig, params: Any, batch: Arrays, only: list[str]
 ) -> dict[str, Callable[[], Any]]:
-    """By name, a function that takes one step and returns when it is done."""
+    """Returns, by name, functions that take one step and wait for it."""
     device = "cpu" if jax.default_backend() == "cpu" else "cuda"
     runs: dict[str, Callable[[], Any]] = {}
     if wanted("jax", only):
@@ -157,18 +161,19 @@ def contestants(
         except Exception as error:
             if "compile" not in name:
                 raise
-            # For torch.compile needs a C++ compiler or Triton, which a machine may lack.
+            # A machine may lack the C++ compiler or Triton that torch.compile needs.
             print(f"{name}: left out, {type(error).__name__}: {str(error).splitlines()[0]}")
             del runs[name]
     return runs
 
 
 def wanted(name: str, only: list[str]) -> bool:
+    """Returns whether --only selects the contestant."""
     return not only or any(name.startswith(word) for word in only)
 
 
 def measure(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of a step by contestant and round."""
+    """Returns the seconds of a step by contestant and round."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
@@ -180,7 +185,7 @@ def measure(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[f
 
 
 def ratio(times: dict[str, list[float]], pick: Callable[[list[float]], float]) -> str:
-    """JAX relative to the fastest PyTorch, each contestant's time picked from its rounds."""
+    """Formats the time of JAX relative to the fastest PyTorch; `pick` reduces the rounds."""
     picked = {name: pick(values) for name, values in times.items()}
     ours = picked.pop("jax", None)
     if not picked or ours is None:
@@ -190,6 +195,7 @@ def ratio(times: dict[str, list[float]], pick: Callable[[list[float]], float]) -
 
 
 def parse() -> argparse.Namespace:
+    """Reads and checks the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -199,17 +205,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--branch_width", type=int, help="the first width, unless given")
-    parser.add_argument("--rates", type=int, nargs="+", default=default.dilation_rates)
-    parser.add_argument("--kernel", type=int, default=default.dilated_kernel_size)
-    parser.add_argument("--stem", type=int, default=default.patch_size)
+    rates = default.dilation_rates
+    parser.add_argument("--dilation_rates", type=int, nargs="+", default=rates)
+    parser.add_argument("--dilated_kernel_size", type=int, default=default.dilated_kernel_size)
+    parser.add_argument("--patch_size", type=int, default=default.patch_size)
     parser.add_argument("--norm", nargs="+", default=["group", "none"])
     parser.add_argument("--only", nargs="+", default=[], help="beginnings of contestants' names")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=cores, help="cores for either side")
     options = parser.parse_args()
     for size in options.sizes:
-        if size % (options.stem * 2 ** len(options.widths)):
-            parser.error(f"--sizes {size}: not divisible by the stem and all poolings")
+        if size % (options.patch_size * 2 ** len(options.widths)):
+            parser.error(f"--sizes {size}: not divisible by the patch size and all poolings")
     if importlib.util.find_spec("torch") is None and options.only != ["jax"]:
         parser.error("PyTorch is missing: pip install -e '.[bench]', or --only jax")
     return options
@@ -224,49 +231,49 @@ def main() -> None:
         import torch  # pyright: ignore[reportMissingImports]
 
         torch.set_num_threads(options.threads)
-        # As XLA does it: float32 products of a GPU in TensorFloat-32.
+        # On a GPU, XLA also computes float32 products in TensorFloat-32.
         torch.set_float32_matmul_precision("high")
         packages.append("torch")
     print(provenance.line(*packages))
     print(
         f"{options.threads} threads, batch {options.batch}, widths {options.widths}, "
-        f"stem {options.stem}, dilated kernel {options.kernel}, rates {list(options.rates)}, "
-        f"{options.rounds} rounds",
+        f"patch size {options.patch_size}, dilated kernel {options.dilated_kernel_size}, "
+        f"rates {list(options.dilation_rates)}, {options.rounds} rounds",
         flush=True,
     )
     dtypes = ["float32"] if jax.default_backend() == "cpu" else ["float32", "bfloat16"]
     for norm in options.norm:
         for size in options.sizes:
             config = ModelConfig(
-                patch_size=options.stem,
+                patch_size=options.patch_size,
                 widths=tuple(options.widths),
                 branch_width=options.branch_width or options.widths[0],
-                dilation_rates=tuple(options.rates),
-                dilated_kernel_size=options.kernel,
+                dilation_rates=tuple(options.dilation_rates),
+                dilated_kernel_size=options.dilated_kernel_size,
                 norm=norm,
             )
             batch = make_batch(size, options.batch)
             params = unet.UNet(config).init(jax.random.key(0), jnp.asarray(batch[0][:1]))
             print(f"\nnorm {norm}, {size}², {unet.parameter_count(params):,} parameters")
             if "torch" in packages:
-                found = differences(config, params, batch)
-                text = ", ".join(f"{name} {value:.1e}" for name, value in found.items())
+                errors = differences(config, params, batch)
+                text = ", ".join(f"{name} {value:.1e}" for name, value in errors.items())
                 print(f"relative differences: {text}", flush=True)
-                if any(found[name] > limit for name, limit in TOLERANCES.items()):
-                    sys.exit("the twins differ; nothing was timed")
+                if any(errors[name] > limit for name, limit in TOLERANCES.items()):
+                    sys.exit("the two networks differ; nothing was timed")
             for dtype in dtypes:
                 typed = dataclasses.replace(config, dtype=dtype)
                 runs = contestants(typed, params, batch, options.only)
                 times = measure(runs, options.rounds)
                 print(f"{'':39s}{'ms/step':>9s}{'ms/image':>10s}{'least':>9s}")
                 for name, values in times.items():
-                    middle, least = 1e3 * statistics.median(values), 1e3 * min(values)
-                    each = middle / options.batch
-                    print(f"{name:30s}{dtype:9s}{middle:9.1f}{each:10.1f}{least:9.1f}")
+                    median, least = 1e3 * statistics.median(values), 1e3 * min(values)
+                    per_image = median / options.batch
+                    print(f"{name:30s}{dtype:9s}{median:9.1f}{per_image:10.1f}{least:9.1f}")
                 if text := ratio(times, statistics.median):
                     print(f"{text}; by the least times, {ratio(times, min)}", flush=True)
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()  # as `pae` does; for both sides
+    restart_with_huge_pages()  # for both sides, as `pae` does
     main()

@@ -1,7 +1,7 @@
-"""The U-Net, the loss and the Adam step of pae_jax once more, in PyTorch: for benchmarks alone.
+"""The U-Net, the loss and the Adam step of pae_jax in PyTorch, for benchmarks only.
 
-Its modules bear the names of the parameters in the Flax tree, so that `load` can copy them over
-and `load_state_dict` notices whatever is missing or left over.
+The modules have the names of the Flax parameters, so that `load` can copy the parameters and
+`load_state_dict` reports whatever is missing or superfluous.
 """
 
 import math
@@ -31,6 +31,8 @@ def _norm(channels: int, config: ModelConfig) -> nn.Module:
 
 
 class Stage(nn.Module):
+    """The counterpart of pae_jax.unet.Stage."""
+
     def __init__(self, inputs: int, width: int, config: ModelConfig):
         super().__init__()
         self.count = config.convs_per_stage
@@ -46,6 +48,8 @@ class Stage(nn.Module):
 
 
 class DilatedLayer(nn.Module):
+    """The counterpart of pae_jax.unet.DilatedLayer."""
+
     def __init__(self, channels: int, config: ModelConfig):
         super().__init__()
         self.count, width = len(config.dilation_rates), config.branch_width
@@ -64,8 +68,10 @@ class DilatedLayer(nn.Module):
 
 
 class UNet(nn.Module):
-    """As pae_jax.unet.UNet with skip="concatenate", output="sigmoid" and sides that its poolings
-    divide; images are (b, c, h, w)."""
+    """The counterpart of pae_jax.unet.UNet with skip="concatenate" and output="sigmoid".
+
+    Images are (b, c, h, w), and the poolings have to divide their sides.
+    """
 
     def __init__(self, config: ModelConfig, channels: int = 3):
         super().__init__()
@@ -97,7 +103,10 @@ class UNet(nn.Module):
 
 
 def space_to_depth(x: torch.Tensor, factor: int) -> torch.Tensor:
-    """As in pae_jax.unet, whose channels of a block stand in another order than PyTorch's."""
+    """The counterpart of image_ops.space_to_depth.
+
+    The order of the channels of a block differs from PyTorch's pixel_unshuffle.
+    """
     if factor == 1:
         return x
     b, c, h, w = x.shape
@@ -106,6 +115,7 @@ def space_to_depth(x: torch.Tensor, factor: int) -> torch.Tensor:
 
 
 def depth_to_space(x: torch.Tensor, factor: int) -> torch.Tensor:
+    """The counterpart of image_ops.depth_to_space."""
     if factor == 1:
         return x
     b, c, h, w = x.shape
@@ -116,7 +126,7 @@ def depth_to_space(x: torch.Tensor, factor: int) -> torch.Tensor:
 def reconstruction_loss(
     reconstruction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, weight: float = 0.5
 ) -> torch.Tensor:
-    """Eq. 1, averaged over the batch; the mask is (b, 1, h, w)."""
+    """Returns eq. 1, averaged over the batch; the mask is (b, 1, h, w)."""
     residual = reconstruction - target
 
     def term(region: torch.Tensor) -> torch.Tensor:
@@ -133,14 +143,15 @@ def load(module: nn.Module, variables: Any) -> None:
 
 
 def to_torch(variables: Any) -> dict[str, torch.Tensor]:
-    """A tree as that of the Flax parameters → tensors by their names in the module."""
+    """Converts a tree like that of the Flax parameters to tensors by their names in the module."""
     tensors = {}
     for path, leaf in jax.tree.flatten_with_path(variables["params"])[0]:
         *modules, name = (part.key for part in path)
         value = np.array(leaf)
         if name == "kernel":  # (h, w, in, out) → (out, in, h, w)
             value = np.ascontiguousarray(value.transpose(3, 2, 0, 1))
-        modules = [module for module in modules if module != "stage"]  # a decoder is but its stage
+        # A decoder has a stage as its only child; here the decoder is that stage.
+        modules = [module for module in modules if module != "stage"]
         tensors[".".join([*modules, name if name == "bias" else "weight"])] = torch.tensor(value)
     return tensors
 
@@ -155,20 +166,20 @@ def make_step(
     compiled: bool = False,
     device: str = "cpu",
 ) -> tuple[nn.Module, Callable[[], torch.Tensor]]:
-    """The module, and a function that takes one step of Adam on the batch and returns the loss.
+    """Returns the module, and a function that takes one step of Adam and returns the loss.
 
     Args:
-      config: of the network; bfloat16 computes under autocast.
+      config: the configuration of the network; bfloat16 runs under autocast.
       variables: the Flax parameters to start from.
       batch: x̂, x (b, h, w, c) and M (b, h, w, 1).
-      learning_rate: of Adam.
-      layout: of images and convolution kernels in memory, a key of `LAYOUTS`.
-      compiled: by torch.compile.
+      learning_rate: the learning rate of Adam.
+      layout: the memory layout of images and convolution kernels, a key of `LAYOUTS`.
+      compiled: whether torch.compile compiles loss and gradient.
       device: "cpu" or "cuda".
     """
     module = UNet(config, batch[0].shape[-1])
     load(module, variables)
-    # pyright does not know that modules take a layout.
+    # PyTorch's annotations lack the memory format of a module.
     module = module.to(device).to(memory_format=LAYOUTS[layout])  # pyright: ignore
     corrupted, clean, mask = (
         torch.tensor(part.transpose(0, 3, 1, 2).copy())

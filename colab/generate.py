@@ -1,4 +1,4 @@
-"""Makes the notebooks from their scripts: python colab/generate.py
+"""Generates the notebooks from their scripts: python colab/generate.py
 
 Each colab/NAME.py is a notebook as text (jupytext's percent format); NAME.ipynb is committed
 beside it, without outputs, for Colab and for reading.
@@ -16,15 +16,17 @@ SOURCES = sorted(path for path in HERE.glob("*.py") if path.name != Path(__file_
 
 
 def notebook(source: Path) -> Any:
-    """A script in percent format as a notebook; the same ids for its cells every time."""
-    made = jupytext.read(source, fmt="py:percent")
-    made.metadata.pop("jupytext", None)  # names the version that happened to be installed
-    for number, cell in enumerate(made.cells):
+    """Returns a script in percent format as a notebook, with the same cell ids every time."""
+    result = jupytext.read(source, fmt="py:percent")
+    # Removed because it names the version of jupytext.
+    result.metadata.pop("jupytext", None)
+    for number, cell in enumerate(result.cells):
         cell["id"] = f"cell-{number}"
-    return made
+    return result
 
 
 def main() -> None:
+    """Writes NAME.ipynb for every script."""
     for source in SOURCES:
         target = source.with_suffix(".ipynb")
         write_atomically(target, jupytext.writes(notebook(source), fmt="ipynb"))

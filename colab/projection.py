@@ -14,22 +14,22 @@
 # %% [markdown]
 # # Finding defects by projection
 #
-# How do you find defects when all you have is pictures without any? The usual answer draws a
-# boundary around what is normal. The paper
+# How can defects be found when only images without defects are available? The usual answer is to
+# learn a boundary around the normal images. The paper
 # [Rethinking Structural Anomaly Detection](https://arxiv.org/abs/2606.15280) gives another one.
-# Normal images lie near a thin, curved surface in the space of all images, the *manifold* ℳ. So
-# learn a function *f* that moves any image to the nearest normal one: a *projection* onto ℳ. What
-# *f* changes is the defect.
+# Normal images lie near a thin, curved surface in the space of all images, the *manifold* ℳ. A
+# network therefore learns a function *f* that maps any image to the nearest normal one: a
+# *projection* onto ℳ. The difference between an image and its projection shows the defect.
 #
-# This notebook shows the idea on a curve (1), checks the paper's theory where everything is known
-# (2), trains a small projecting autoencoder (3), and then asks whether what was trained is a
-# projection (4, 5). It takes two or three minutes on two CPU cores.
+# This notebook illustrates the idea on a curve (1), checks the paper's theory on manifolds with
+# closed forms (2), trains a small projecting autoencoder (3), and then measures whether the
+# trained network is a projection (4, 5). It takes two or three minutes on two CPU cores.
 
 # %% [markdown]
 # ## 0. Setup
 #
-# On Colab, put a clone of the repository beside this notebook as `pae_jax`: it is installed from
-# there. Elsewhere, where it is installed with its extra `test`, the first cell does nothing.
+# On Colab, put a clone of the repository beside this notebook as `pae_jax`; the first cell installs
+# it. Elsewhere install it with its extra `test` before; the first cell then does nothing.
 
 # %%
 import subprocess
@@ -54,33 +54,32 @@ import optax
 from sklearn.svm import OneClassSVM
 
 from data_pipelines.dataset import open_test
-from pae_jax import config_file, evaluate, image_ops, metrics, train, unet
-from pae_jax.configs import smoke
+from pae_jax import config_file, detection, evaluate, image_ops, metrics, train, unet
 from pae_jax.fixed_point import fixed_point, iterate
 from pae_jax.known_manifolds import MIDDLE, Plane, Sphere, slice_contraction
 from pae_jax.report import pictures
 from pae_jax.workdir import run, trained_model, validation
 
-# Sections 3 and 5 train for so many steps on images of so many pixels a side.
+# Sections 3 and 5 train for STEPS steps on images of SIZE × SIZE pixels.
 STEPS = int(os.environ.get("PAE_NOTEBOOK_STEPS", "800"))
 SIZE = int(os.environ.get("PAE_NOTEBOOK_SIZE", "32"))
 
-WORK = Path(tempfile.mkdtemp(prefix="pae_"))  # everything that is written goes here
+WORK = Path(tempfile.mkdtemp(prefix="pae_"))  # the folder of all files that are written
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#777777"
 plt.rcParams.update({"figure.dpi": 90, "axes.spines.top": False, "axes.spines.right": False})
 
 # %% [markdown]
 # ## 1. A boundary or a projection?
 #
-# Points on a curve in the plane stand for normal images; many in the middle, few at the ends,
-# because something rare can be normal too. The anomalies lie a little beside the curve.
+# Points on a curve in the plane stand for normal images. There are many in the middle and few at
+# the ends, because a rare image can be normal too. The anomalies lie slightly off the curve.
 
 # %%
 random = np.random.default_rng(0)
 
 
 def on_curve(t):
-    """Points of the curve at the parameters t in [-1, 1], and the curve's unit normals there."""
+    """Returns the points of the curve at the parameters t in [-1, 1], and its unit normals."""
     point = np.stack([1.8 * t, 0.6 * np.sin(5 * t)], axis=-1)
     tangent = np.stack([np.full_like(t, 1.8), 3 * np.cos(5 * t)], axis=-1)
     normal = np.stack([-tangent[:, 1], tangent[:, 0]], axis=-1)
@@ -100,11 +99,11 @@ points = np.concatenate([normal_test, anomalies])
 labels = np.arange(600) >= 300
 
 # %% [markdown]
-# **The boundary**: a one-class support vector machine with a Gaussian kernel, narrow and wide.
+# **The boundary**: a one-class support vector machine (SVM) with a narrow or wide Gaussian kernel.
 #
-# **The projection**: a small network *f* sees points that were pushed off the curve by random
-# amounts, often small ones, and learns to undo it. It never sees an anomaly. A point's score is
-# how far *f* moves it, ‖*f*(x) − x‖.
+# **The projection**: a small network *f* is trained on points that were displaced from the curve
+# by random amounts, often small ones, and learns to undo the displacement. It never sees an
+# anomaly. The score of a point is the distance by which *f* moves it, ‖*f*(x) − x‖.
 
 # %%
 WIDTHS = [0.3, 1, 3, 10, 30, 100, 300]  # γ of the kernel exp(−γ‖x − y‖²): a large γ is narrow
@@ -132,7 +131,7 @@ def init(key, widths=(2, 64, 64, 2)):
 
 @jax.jit
 def learn(key, x):
-    """3,000 steps of Adam on ‖f(x + αδ) − x‖², with α ~ U(0, 1] and δ normally distributed."""
+    """Takes 3,000 steps of Adam on ‖f(x + αδ) − x‖², α ~ U(0, 1] and δ normally distributed."""
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, 3_000))
     weights = init(key)
 
@@ -191,28 +190,28 @@ for gamma, value in svm_auroc.items():
     print(f"AUROC of the SVM, γ = {gamma:<5}{value:.3f}")
 
 # %% [markdown]
-# Blue is what each method calls normal, at a threshold that 5 % of the training points exceed;
-# the numbers above the pictures count on points that were held out. The narrow kernel leaves holes
-# between the training points, hence false alarms; the wide one takes in what lies beside the
-# curve, hence misses. The grey arrows lead from x to *f*(x).
+# The blue region is classified as normal, at a threshold that 5 % of the training points exceed.
+# The rates above the pictures are measured on held-out points. The narrow kernel leaves holes
+# between the training points, hence the false alarms. The wide kernel includes points beside the
+# curve, hence the missed anomalies. The grey arrows lead from x to *f*(x).
 #
-# This is an illustration, no benchmark: its setting was picked to show the effect. The projection
-# has a scale to choose as well, `REACH`: with 0.3 in place of 0.2 the best SVM is slightly ahead,
-# with 0.5 clearly. And where the curve is sampled densely the problem of the kernel goes away: with
-# 150 training points the best SVM is as good.
+# This is an illustration, not a benchmark: its setting was chosen to show the effect. The
+# projection has a scale as well, `REACH`: with 0.3 instead of 0.2 the best SVM is slightly better,
+# with 0.5 clearly. If the curve is sampled densely, the problem of the kernel disappears: with 150
+# training points the best SVM is as good.
 
 # %% [markdown]
-# ## 2. Manifolds that are known
+# ## 2. Known manifolds
 #
-# `pae_jax.known_manifolds` holds two manifolds in the space of small grey images where all that
-# the theory speaks of has a closed form: a plane, and a circle or sphere. So the theorems can be
-# looked at without training anything. Double precision is on in this section.
+# `pae_jax.known_manifolds` has two manifolds in the space of small grey images on which the
+# quantities of the theory have closed forms: a plane, and a circle or sphere. The theorems can
+# thus be checked without any training. This section uses double precision.
 #
-# ### Theorem 1: the best *f* returns the mean of what is possible
+# ### Theorem 1: the optimal *f* returns a conditional mean
 #
-# The plane's images are sums of three patterns: one on the left half only, one on the right half
-# only, one on both. The right half is now overwritten with noise. What should *f* put there? The
-# left half tells how much of the shared pattern there is, but nothing of the right pattern.
+# The images of the plane are sums of three patterns: one on the left half only, one on the right
+# half only, one on both. The right half is now overwritten with noise. What should *f* put there?
+# The left half determines the amount of the shared pattern, but not that of the right pattern.
 
 # %%
 rows, columns = np.arange(8) + 0.5, np.arange(8) + 0.5
@@ -236,7 +235,7 @@ with jax.enable_x64(True):
         noise = MIDDLE + 0.3 * jax.random.normal(keys[1], x.shape)
         return x, jnp.where(region[None], noise, x)
 
-    # On a plane the best f is linear: least squares finds it from examples alone.
+    # On a plane the optimal f is linear, so least squares finds it from examples alone.
     x, corrupted = (np.asarray(a).reshape(20_000, -1) for a in corrupt(jax.random.key(0), 20_000))
     fitted = np.linalg.lstsq(corrupted - MIDDLE, x - MIDDLE, rcond=1e-10)[0]
 
@@ -256,20 +255,20 @@ for ax, title in zip(axes[0], titles, strict=True):
     ax.set_title(title, fontsize=9)
 plt.show()
 difference = float(np.abs(learned - mean).max())
-print(f"largest difference between what least squares found and Theorem 1: {difference:.3f}")
+print(f"largest difference between the least squares solution and Theorem 1: {difference:.3f}")
 
 # %% [markdown]
-# Both agree up to sampling error. The left half stays as it is; on the right the shared stripes
-# come back, while the right pattern, of which nothing is known, is averaged away. This is the
-# blur that reconstructions of large defects show.
+# Both agree up to sampling error. The left half is unchanged. On the right the shared stripes are
+# restored, while the right pattern, which the left half does not determine, is averaged out. This
+# explains the blur in reconstructions of large defects.
 
 # %% [markdown]
-# ### Theorem 2: applied again and again, *f* reaches the manifold
+# ### Theorem 2: the iterates of *f* converge to the manifold
 #
-# Suppose *f* leaves the normal pixels alone and brings the others nearer to ℳ by a factor ρ < 1.
-# Then the iterates x̂, *f*(x̂), *f*(*f*(x̂)), … converge to a point of ℳ, and the distance falls by ρ
-# at every step. `slice_contraction` builds such an *f*. On the circle an image has two numbers;
-# only the second one is corrupted here.
+# Suppose *f* keeps the normal pixels and reduces the distance of the others to ℳ by a factor
+# ρ < 1. Then the iterates x̂, *f*(x̂), *f*(*f*(x̂)), … converge to a point of ℳ, and the distance is
+# multiplied by ρ at every step. `slice_contraction` constructs such an *f*. An image on the circle
+# has two coordinates; only the second one is corrupted here.
 
 # %%
 with jax.enable_x64(True):
@@ -296,7 +295,7 @@ with jax.enable_x64(True):
     path = np.stack([circle.coordinates(iterate(f, corrupted, n)) for n in range(8)])
     ax.plot(*path.transpose(2, 0, 1), "o-", color=ORANGE, markersize=3, linewidth=0.8)
 ax.plot([], [], "o-", color=ORANGE, markersize=3, label="x̂, f(x̂), f(f(x̂)), …  (ρ = 0.5)")
-ax.set(aspect="equal", xlabel="first number (normal)", ylabel="second number (corrupted)")
+ax.set(aspect="equal", xlabel="first coordinate (normal)", ylabel="second coordinate (corrupted)")
 ax.set(title="iterates move straight to the circle")
 ax.legend(loc=(0.2, 0.62), fontsize=8, frameon=False)
 ax_trace.set(xlabel="application n", ylabel="‖f(x⁽ⁿ⁾) − x⁽ⁿ⁾‖", title="geometric convergence")
@@ -306,10 +305,10 @@ plt.show()
 # %% [markdown]
 # ### Proposition 1: why training makes *f* contract
 #
-# Which normal images could a corrupted one have come from? If corruptions point mostly away from
-# ℳ (their part along ℳ is at most η times their part across), only those in a small window. The
-# best *f* returns the window's mean, which lies nearer to ℳ, from where the window is smaller
-# still. `mean_of_compatible` is this *f* on the circle.
+# Which normal images can be the source of a corrupted image? If corruptions are mostly
+# perpendicular to ℳ (their tangential part is at most η times their normal part), only images in a
+# small window. The optimal *f* returns the mean of the window. It lies nearer to ℳ, and the window
+# of this point is smaller still. `mean_of_compatible` is this *f* on the circle.
 
 # %%
 with jax.enable_x64(True):
@@ -328,20 +327,20 @@ with jax.enable_x64(True):
         worst = (diameters[1] / diameters[0]).max()
         ax.semilogy(middle, "o-", color=color, label=f"η = {eta}")
         ax.fill_between(range(4), low, high, color=color, alpha=0.2)
-        print(f"η = {eta}: the first application shrinks the window to {worst:.3f} of it at most")
+        print(f"η = {eta}: the first application shrinks the window to at most {worst:.3f} of it")
 ax.set(xlabel="applications of f", ylabel="diameter of the window", xticks=range(4))
-ax.set(ylim=(1e-15, 1))  # below, only rounding is left
+ax.set(ylim=(1e-15, 1))  # smaller values are rounding errors
 ax.set(title="sources that are compatible with the image")
 ax.legend()
 plt.show()
 
 # %% [markdown]
-# ### Equation 19: idempotency comes by itself
+# ### Equation 19: idempotency follows from a small reconstruction error
 #
-# A projection changes nothing when applied twice: *f*(*f*(x)) = *f*(x). The paper shows that near ℳ
-# what is missing, beyond the error *f* makes on ℳ itself, shrinks with the *square* of the
-# reconstruction error. In log–log axes that is a slope of 2. The *f* below is built to have a
-# small error on ℳ and a Jacobian that is the projection onto the tangent.
+# A second application of a projection changes nothing: *f*(*f*(x)) = *f*(x). The paper shows that
+# near ℳ the deviation from it, minus the error of *f* on ℳ itself, shrinks with the *square* of the
+# reconstruction error. In a log–log plot this is a slope of 2. The *f* below is constructed with a
+# small error on ℳ and a Jacobian that is the projection onto the tangent space.
 
 # %%
 with jax.enable_x64(True):
@@ -361,8 +360,8 @@ with jax.enable_x64(True):
         return fx - x, (f(fx) - fx) - (f(x) - x)
 
     sizes = np.geomspace(1e-4, 1e-2, 9)
-    found = [[float(jnp.linalg.norm(error)) for error in errors(size)] for size in sizes]
-reconstruction, remainder = np.array(found).T
+    norms = [[float(jnp.linalg.norm(error)) for error in errors(size)] for size in sizes]
+reconstruction, remainder = np.array(norms).T
 slope = np.polyfit(np.log(reconstruction), np.log(remainder), 1)[0]
 
 figure, ax = plt.subplots(figsize=(5.4, 3.6), layout="constrained")
@@ -376,19 +375,19 @@ plt.show()
 # %% [markdown]
 # ## 3. A small projecting autoencoder
 #
-# Now ℳ is not known. The images are drawn: a woven cloth, always at another place and a little
-# turned. For training, soft blobs of foreign pictures y are blended into them, from hardly visible
-# to opaque, and a small U-Net learns to give back the original:
+# Now ℳ is not known. The images are synthetic: a woven cloth at a random position and a small
+# random angle. For training, soft blobs of other images y are blended into them, from barely
+# visible to opaque, and a small U-Net learns to restore the original:
 #
 # x̂ = M⊙y + (1−M)⊙x,  with the loss ‖*f*(x̂) − x‖², balanced between inside and outside of M.
 #
-# The settings are those of `configs/smoke.py`, a little changed for a short run: smaller images,
-# and `model.output=residual_logit`, with which *f* begins near the identity.
+# The settings are those of `configs/smoke.py` with some changes for a short training: smaller
+# images, and `model.output=residual_logit`, so that *f* starts near the identity.
 
 
 # %%
 def make_config(**changes):
-    """The notebook's configuration; in a changed key, "__" stands for the dot."""
+    """Returns the notebook's configuration; "__" stands for the dot in a key."""
     settings = {
         "data__size": SIZE,
         "data__texture_size": SIZE,
@@ -404,7 +403,7 @@ def make_config(**changes):
         "eval__max_steps": 30,
     }
     words = [f"--config.{k.replace('__', '.')}={v}" for k, v in (settings | changes).items()]
-    return config_file.load(smoke.__file__, words)
+    return config_file.load("smoke", words)
 
 
 config = make_config()
@@ -413,22 +412,22 @@ print(f"{result.outcome} after {result.step} steps")
 
 
 # %% [markdown]
-# The paper's figure 3 with this model: each row is one image, *f* applied once, twice and three
-# times, and the fixed point of the iteration (or where it stood after 30 applications). Then what
-# has changed after one application and at the end, brighter for more, and what should have: the
-# true mask. First normal images that were held out, corrupted by textures that were held out.
+# The paper's figure 3 with this model. Each row shows one image, the results of applying *f* once,
+# twice and three times, and the fixed point of the iteration (or the result of 30 applications).
+# Then follow the changes after one application and at the end, and the true mask. First held-out
+# normal images that were corrupted with held-out textures.
 
 
 # %%
 def bind(name):
-    """The trained model in WORK/name as a function of images."""
+    """Returns the trained model in WORK/name as a function of images."""
     model = trained_model.load(WORK / name)
     return jax.jit(unet.bind(model.config.model, model.params))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def follow(f, x):
-    """x, f(x), f²(x), f³(x) and the iteration's end, (5, n, h, w, 3); and its `FixedPoint`."""
+    """Returns x, f(x), f²(x), f³(x) and the end of the iteration, (5, n, h, w, 3); `FixedPoint`."""
     end = fixed_point(
         f, x, tolerance=config.eval.fixed_point_tolerance, max_steps=config.eval.max_steps
     )
@@ -436,7 +435,7 @@ def follow(f, x):
 
 
 def draw_strips(f, x, masks, names):
-    """Rows as in the paper's figure 3, with differences to the input and the true masks."""
+    """Draws the rows of the paper's figure 3, differences to the input and the true masks."""
     images, end = jax.device_get(follow(f, x))
     titles = ["x̂", "f(x̂)", "f²(x̂)", "f³(x̂)", "end", "|f(x̂) − x̂|", "|end − x̂|", "mask"]
     _figure, axes = plt.subplots(len(x), 8, figsize=(11, 1.45 * len(x)), layout="constrained")
@@ -464,56 +463,54 @@ largest = np.argsort(-mask.mean(axis=(1, 2, 3)))[:4]
 draw_strips(f, corrupted[largest], mask[largest, ..., 0], ["corrupted"] * 4)
 
 # %% [markdown]
-# Then test images: one without a defect, and a stain, a cut and a stretched spot, none of which
-# *f* has ever seen.
+# Now test images: one without a defect, and one with a stain, a cut and a stretched spot each. *f*
+# was not trained on any of these defects.
 
 # %%
 test = open_test(config.data.spec, channels=data.channels)
-kinds = list(dict.fromkeys(test.types))
-chosen = [test.types.index(kind) for kind in kinds]
-judged = image_ops.to_float(jnp.asarray(test.images[np.array(chosen)]))
-draw_strips(f, judged, test.masks[chosen].astype(float), kinds)
+types = list(dict.fromkeys(test.types))
+rows = np.array([test.types.index(name) for name in types])  # the first image of each type
+test_images = image_ops.to_float(jnp.asarray(test.images[rows]))
+draw_strips(f, test_images, test.masks[rows].astype(float), types)
 
 # %% [markdown]
 # ## 4. Is *f* a projection?
 #
-# `evaluate` judges the test images and measures, on held-out images under held-out corruptions,
-# the properties that a projection would have.
+# `evaluate` computes the metrics on the test images and measures the properties of a projection on
+# held-out images with held-out corruptions.
 
 # %%
 evaluation = evaluate.evaluate(WORK / "plain")
-names = [f"image_auroc_{kind}" for kind in detection.REPORTED_SCORES] + [
-    "pixel_auroc",
-    "pixel_aupro",
-]
+image_metrics = [f"image_auroc_{score}" for score in detection.REPORTED_SCORES]
+names = [*image_metrics, "pixel_auroc", "pixel_aupro"]
 for name in names:
     print(f"{name:18s} {evaluation.metrics[name]:.3f}")
 
 # %%
 MEANING = {
-    "bias": ("0", "f(x) − x on normal images, root mean square (pixels are in [0, 1])"),
-    "preserved": ("0", "f(x̂) − x outside the mask, likewise"),
-    "corrected": ("0", "f(x̂) − x inside the mask, likewise"),
+    "on_manifold_bias": ("0", "f(x) − x on normal images, root mean square (pixels in [0, 1])"),
+    "error_outside_mask": ("0", "f(x̂) − x outside the mask, root mean square"),
+    "error_inside_mask": ("0", "f(x̂) − x inside the mask, root mean square"),
     "contraction_1": ("< 1", "distance to x after f / before, median"),
     "contraction_2": ("≤ 1", "the same for the second application"),
     "contraction_3": ("≤ 1", "the same for the third"),
     "idempotency": ("0", "f(f(x̂)) − f(x̂), root mean square"),
-    "fixed_point_converged": ("1", "share of the images for which the iteration came to rest"),
+    "fixed_point_converged": ("1", "fraction of the images for which the iteration converged"),
     "fixed_point_steps": ("few", "applications of f until then"),
     "fixed_point_error": ("0", "end of the iteration − x, root mean square"),
-    "spectral_radius": ("1", "of the Jacobian at x"),
-    "tangent_defect": ("0", "share of the step to the nearest normal image that f suppresses"),
-    "corruption_defect": ("1", "share of a faint corruption that f removes"),
+    "spectral_radius": ("1", "spectral radius of the Jacobian at x"),
+    "tangent_distortion": ("0", "relative error of J on steps between normal images"),
+    "corruption_suppression": ("1", "fraction of a faint corruption that f removes"),
 }
 
 
 def draw_table(columns):
-    """The diagnostics of several models beside what a projection has."""
+    """Draws the diagnostics of several models beside those of a projection."""
     texts = [
         [name, *(f"{values[name]:.3f}" for values in columns.values()), wanted, meaning]
         for name, (wanted, meaning) in MEANING.items()
     ]
-    header = ["", *columns, "projection", "what it is"]
+    header = ["", *columns, "projection", "meaning"]
     widths = [0.18] + [0.1] * len(columns) + [0.09, 0.53]
     _figure, ax = plt.subplots(figsize=(11, 3.6), layout="constrained")
     ax.axis("off")
@@ -532,13 +529,13 @@ draw_table({"plain": evaluation.metrics["diagnostics"]})
 
 # %%
 def residuals(f):
-    """‖f(x⁽ⁿ⁾) − x⁽ⁿ⁾‖ per pixel value from the held-out corruptions, (images, steps)."""
+    """Returns the root mean square of f(x⁽ⁿ⁾) − x⁽ⁿ⁾ for every corrupted image, (images, steps)."""
     _, end = follow(f, corrupted)
     return np.asarray(end.trace) / np.sqrt(corrupted[0].size)
 
 
 def distances(f, applications=8):
-    """Root mean square of fⁿ(x̂) − x inside the masks, for n = 0, 1, …"""
+    """Returns the root mean square of fⁿ(x̂) − x inside the masks, for n = 0, 1, …"""
     weight = np.broadcast_to(mask, corrupted.shape)
     values, x = [], jnp.asarray(corrupted)
     for _ in range(applications + 1):
@@ -548,7 +545,7 @@ def distances(f, applications=8):
 
 
 def draw_traces(models):
-    """Residuals and distances along the iteration, for functions f by name."""
+    """Draws residuals and distances along the iteration; `models` are functions f by name."""
     _figure, (ax, ax_distance) = plt.subplots(1, 2, figsize=(11, 3.4), layout="constrained")
     for (name, f), color in zip(models.items(), (BLUE, ORANGE), strict=False):
         trace = residuals(f)
@@ -556,9 +553,9 @@ def draw_traces(models):
         median = np.median(trace, axis=0)
         ax.semilogy(1 + np.arange(len(median)), median, color=color, linewidth=2, label=name)
         ax_distance.plot(distances(f), "o-", color=color, label=name)
-    ax.set(xlabel="application n", ylabel="change by it", title="does the iteration come to rest?")
+    ax.set(xlabel="application n", ylabel="change", title="does the iteration converge?")
     ax_distance.set(xlabel="application n", ylabel="error inside the mask", ylim=(0, None))
-    ax_distance.set(title="does it come nearer to the normal image?")
+    ax_distance.set(title="does it approach the normal image?")
     ax.legend()
     ax_distance.legend()
     plt.show()
@@ -567,25 +564,25 @@ def draw_traces(models):
 draw_traces({"plain": f})
 
 # %% [markdown]
-# So, is it? With the settings above, we saw:
+# Is it a projection? With the settings above, we observed:
 #
 # - **One application does what it was trained for.** The error inside the masks falls to about a
-#   quarter, normal pixels change by about 0.01, and the defects are found.
-# - **It is no projection.** A second application moves the images again (`contraction_2` is above
-#   1), the iteration does not come to rest, and after 30 applications the cloth itself is
-#   distorted. Nothing in the loss asks about *f*(*f*(x̂)), so small errors are free to grow.
-# - **Near ℳ it cannot tell well what to remove.** Of the difference between two normal images it
-#   suppresses a good part (`tangent_defect`, should be 0), of a very faint corruption it lets a
-#   good part pass (`corruption_defect`, should be 1).
+#   quarter, normal pixels change by about 0.01, and the defects are detected.
+# - **It is not a projection.** A second application moves the images again (`contraction_2` is
+#   above 1), the iteration does not converge, and after 30 applications the cloth itself is
+#   distorted. The loss does not contain *f*(*f*(x̂)), so small errors can grow.
+# - **Near ℳ it does not separate corruptions from normal variation well.** It suppresses a good
+#   part of the difference between two normal images (`tangent_distortion`, should be 0), and keeps
+#   a good part of a very faint corruption (`corruption_suppression`, should be 1).
 #
 # Theorem 2 is thus a statement about an ideal *f*; its conditions must be measured, not assumed.
-# And a caveat on the measure: ℳ is not known here, so distances are taken to the clean image x.
-# A result that is normal but is another image than x counts as an error.
+# The measurement has a limitation: ℳ is not known here, so distances are taken to the clean image
+# x. A result that is normal but differs from x counts as an error.
 
 # %% [markdown]
 # ## 5. Try it
 #
-# Train again with another objective and compare. The change below adds the penalty
+# Train again with another objective and compare. The change below adds the idempotency penalty
 # ‖*f*(*f*(x̂)) − *f*(x̂)‖². Others to try: `"objective__jacobian__weight": 0.01` (the paper's
 # proposal, ‖J − I‖), `"objective__noise": 0.05`, `"train__seed": 1`.
 
@@ -596,19 +593,20 @@ train.train_and_evaluate(make_config(**CHANGE), WORK / "changed")
 changed = evaluate.evaluate(WORK / "changed")
 both = {"plain": evaluation.metrics, "changed": changed.metrics}
 for name in names:
-    print(f"{name:18s}", *(f"{kind} {values[name]:.3f}  " for kind, values in both.items()))
+    print(f"{name:18s}", *(f"{label} {values[name]:.3f}  " for label, values in both.items()))
 draw_table({name: values["diagnostics"] for name, values in both.items()})
 
 # %%
 draw_traces({"plain": f, "changed": bind("changed")})
-draw_strips(bind("changed"), judged, test.masks[chosen].astype(float), kinds)
+draw_strips(bind("changed"), test_images, test.masks[rows].astype(float), types)
 
 # %% [markdown]
-# With this penalty the iteration came to rest after a few applications, about as near to the
-# normal images as a single one. It had a price: less of a faint corruption was removed
-# (`corruption_defect`), somewhat more was left inside the masks, and the defects were found no
-# better. To be idempotent is not enough: the identity is idempotent, and so is a constant image.
+# With this penalty the iteration converged after a few applications, about as near to the normal
+# images as a single application. This had a price: less of a faint corruption was removed
+# (`corruption_suppression`), the error inside the masks was somewhat larger, and the detection was
+# not better. Idempotency alone is not enough: the identity is idempotent, and so is a constant
+# function.
 #
-# One pair of runs with one seed is a hint, no result. `pae sweep --config=configs/ablation.py`
-# trains the penalties against each other over seeds and writes one table; the README says how to
-# run all this on your own images.
+# One pair of runs with one seed is a hint, not a result. `pae sweep --config=ablation` compares the
+# penalties over several seeds and writes one table; the README explains how to train on your own
+# images.

@@ -1,8 +1,12 @@
-"""The penalties of appendix A.3 against each other: `pae sweep --config=configs/ablation.py[:arg]`.
+"""A sweep that compares the penalties of appendix A.3, for example ablation:smoke.
 
-`arg`: "elpv" (the default; the demo's network and data, three seeds), "brief" (the same, half of
-the variants and a sixth of the steps: docs/ablation.md), "tile" (a folder in MVTec layout: add
---config.data.root=DIR) or "smoke" (a few short runs on ELPV, to see that it works).
+pae sweep --config=ablation --workdir=W
+
+The argument is one of
+    elpv    the default: the demo's network and data, three seeds
+    brief   the same with half of the variants and a sixth of the steps (docs/ablation.md)
+    tile    a folder in MVTec layout: add --config.data.root=DIR
+    smoke   a few short runs on ELPV, to check that it works
 """
 
 from collections.abc import Callable
@@ -36,45 +40,51 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "jacobian x10": {"objective.jacobian.weight": 0.1},
 }
-SMOKE = ("none", "jacobian", "noise", "idempotency")
-CHOSEN = {
+FEW = ("none", "jacobian", "noise", "idempotency")
+# Argument → names of the variants that it trains.
+SELECTIONS = {
     "elpv": tuple(VARIANTS),
-    "brief": (*SMOKE, "jacobian x10"),
+    "brief": (*FEW, "jacobian x10"),
     "tile": tuple(VARIANTS),
-    "smoke": SMOKE,
+    "smoke": FEW,
+}
+COMMON = {
+    # The paper's corruption and equal regions, because the penalties' weights are meant for them.
+    "corruption.kind": "texture",
+    "objective.mask_weight": 0.5,
+    "train.tensorboard": False,
+}
+CHANGES: dict[str, dict[str, Any]] = {
+    "brief": {"train.steps": 800},
+    "smoke": {
+        "data.size": 32,
+        "data.texture_size": 32,
+        "model.widths": (8, 16),
+        "model.branch_width": 8,
+        "model.dilation_rates": (1, 2),
+        "train.steps": 60,
+        "train.log_every": 10,
+        "train.validate_every": 60,
+        "train.checkpoint_every": 60,
+        "train.validation_examples": 16,
+        "eval.bootstrap_resamples": 0,
+        "eval.max_steps": 10,
+    },
 }
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """What all members share."""
+    """Returns the settings that all runs of the sweep share."""
     arg = arg or "elpv"
-    if arg not in CHOSEN:
-        raise ValueError(f"one of {', '.join(CHOSEN)}, not {arg!r}")
+    if arg not in SELECTIONS:
+        raise ValueError(f"one of {', '.join(SELECTIONS)}, not {arg!r}")
     config = folder.get_config() if arg == "tile" else elpv.get_config()
-    # The paper's corruption and equal regions: the penalties' weights are meant for it.
-    config.corruption.kind = "texture"
-    config.objective.mask_weight = 0.5
-    config.train.tensorboard = False
-    if arg == "brief":
-        config.train.steps = 800
-    if arg == "smoke":
-        config.data.size = 32
-        config.data.texture_size = 32
-        config.model.widths = (8, 16)
-        config.model.branch_width = 8
-        config.model.dilation_rates = (1, 2)
-        config.train.steps = 60
-        config.train.log_every = 10
-        config.train.validate_every = 60
-        config.train.checkpoint_every = 60
-        config.train.validation_examples = 16
-        config.eval.bootstrap_resamples = 0
-        config.eval.max_steps = 10
+    config.update_from_flattened_dict(COMMON | CHANGES.get(arg, {}))
     return config
 
 
 def sweep(add: Callable[..., None], arg: str | None = None) -> None:
-    """Calls add(variant, seed, changes) for every member: changes are dotted keys to values."""
+    """Calls add(variant, seed, changes) for every run; changes map dotted keys to values."""
     for seed in (0,) if arg == "smoke" else (0, 1, 2):
-        for name in CHOSEN[arg or "elpv"]:
+        for name in SELECTIONS[arg or "elpv"]:
             add(name, seed, {"train.seed": seed, **VARIANTS[name]})

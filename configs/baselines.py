@@ -1,98 +1,89 @@
-"""Other methods in the same frame: data, steps, batch, optimiser and evaluation of folder.py.
+"""Methods for comparison, for example baselines:draem or baselines:pca,elpv.
 
-pae train --config=configs/baselines.py:draem --config.data.root=DIR --workdir=W
-pae train --config=configs/baselines.py:all --config.data.root=DIR --workdir=W    # each in W/NAME
-pae train --config=configs/baselines.py:draem,elpv --workdir=W                    # on elpv.py
+They share the data, steps, optimizer and evaluation of a recipe:
+
+pae train --config=baselines:draem --config.data.root=DIR --workdir=W    # the recipe folder.py
+pae train --config=baselines:all --config.data.root=DIR --workdir=W      # each in W/NAME
+pae train --config=baselines:draem,elpv --workdir=W                      # the recipe elpv.py
 
 ae_ssim       Bergmann et al. 2018: an autoencoder with a bottleneck, trained on SSIM
-riad          Zavrtanik et al. 2021: cells blacked out and filled in, all of them at test time
-cutpaste      the corruption of Li et al. 2021, undone by our network
-draem         the corruption of Zavrtanik et al. 2021, undone by our network
-pca           the affine space of the principal components: a projection, in closed form
+riad          Zavrtanik et al. 2021: cells are blacked out and filled in; all of them at test time
+cutpaste      the corruption of Li et al. 2021, removed by our network
+draem         the corruption of Zavrtanik et al. 2021, removed by our network
+pca           the affine space of the principal components: a projection in closed form
 one_class_svm Schölkopf et al. 2001, on shrunk images; image scores only
 deep_svdd     Ruff et al. 2018; image scores only
-segmentation  our network trained to find our corruptions, not to undo them
+segmentation  our network, trained to segment our corruptions instead of removing them
 
-They isolate one idea each and are not the published systems: the network, the loss (eq. 1 where
-nothing else is said) and the score are ours. What else differs stands below and at the functions
-of pae_jax/baselines.py.
+Each isolates one idea and is not the published system: the network, the loss (eq. 1 unless stated
+otherwise) and the score are ours. Further differences are listed below and in pae_jax/methods.
 """
 
-from collections.abc import Callable
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from pae_jax.configs import elpv, folder
 
-
-def ae_ssim(config: ConfigDict) -> None:
-    """No skips and a bottleneck of 2 × 2 × 32 = 128 numbers at the recipe's size (100 at 128²)."""
-    poolings = (config.data.size // config.model.patch_size // 2).bit_length() - 1
-    config.model.widths = (*(16, 24, 32, 48, 64)[1 - poolings :], 32)
-    config.model.skip = "none"
-    config.model.output = "sigmoid"  # nothing of the image goes around the bottleneck
-    config.model.bottleneck_layers = 0
-    config.model.dilation_rates = (1,)
-    config.corruption.clean_fraction = 1.0
-    config.objective.mask_weight = 1.0  # of M, which is 0: of the loss, the SSIM term is left
-    config.objective.ssim.weight = 1.0
-    config.eval.anomaly_map = "ssim"
-
-
-def riad(config: ConfigDict) -> None:
-    """One set of cells a step, for a third of its cost; SSIM, without the loss's MSGMS term."""
-    config.method = "inpainting"
-    config.corruption.kind = "riad"
-    config.model.output = "sigmoid"  # what is blacked out is no start
-    config.corruption.clean_fraction = 0.0
-    config.objective.ssim.weight = 1.0
-    config.eval.anomaly_map = "msgms"
-    config.eval.smoothing = "mean"  # of 21 pixels at 256²
-    config.eval.image_score = "max"
-    config.eval.batch_size = 4  # an image is twelve
-
-
-def cutpaste(config: ConfigDict) -> None:
-    """Published: a classifier of the two, and a density of its features."""
-    config.corruption.kind = "cutpaste"
-
-
-def draem(config: ConfigDict) -> None:
-    """Published: a second network segments the image and its reconstruction."""
-    config.corruption.kind = "draem"
-    config.corruption.clean_fraction = 0.5
-    config.eval.image_score = "max"
-
-
-def pca(config: ConfigDict) -> None:
-    """On images as they are stored: it sees no augmentation."""
-    config.method = "pca"
-    config.eval.anomaly_map = "mse"
-
-
-def one_class_svm(config: ConfigDict) -> None:
-    """On images as they are stored: it sees no augmentation."""
-    config.method = "one_class_svm"
-
-
-def deep_svdd(config: ConfigDict) -> None:
-    config.method = "deep_svdd"
-    config.corruption.clean_fraction = 1.0
-
-
-def segmentation(config: ConfigDict) -> None:
-    config.method = "segmentation"
-
-
-CHANGES: dict[str, Callable[[ConfigDict], None]] = {
-    function.__name__: function
-    for function in (ae_ssim, riad, cutpaste, draem, pca, one_class_svm, deep_svdd, segmentation)
+CHANGES: dict[str, dict[str, Any]] = {
+    "ae_ssim": {
+        "model.widths": None,  # see derive
+        # All information passes through the bottleneck.
+        "model.skip": "none",
+        "model.output": "sigmoid",
+        "model.bottleneck_layers": 0,
+        "model.dilation_rates": (1,),
+        "corruption.clean_fraction": 1.0,
+        # Without corruptions M is 0, so λ = 1 removes eq. 1 and leaves the SSIM term.
+        "objective.mask_weight": 1.0,
+        "objective.ssim.weight": 1.0,
+        "eval.anomaly_map": "ssim",
+    },
+    # One set of cells a step, for a third of the cost; SSIM without the published MSGMS term.
+    "riad": {
+        "method": "inpainting",
+        "corruption.kind": "riad",
+        # A residual output would start from cells that are blacked out.
+        "model.output": "sigmoid",
+        "corruption.clean_fraction": 0.0,
+        "objective.ssim.weight": 1.0,
+        "eval.anomaly_map": "msgms",
+        "eval.smoothing": "mean",  # 21 pixels at 256²
+        "eval.image_score": "max",
+        "eval.batch_size": 4,  # each image becomes twelve
+    },
+    # Published: a classifier of normal and corrupted images, and a density of its features.
+    "cutpaste": {
+        "corruption.kind": "cutpaste",
+    },
+    # Published: a second network segments the image and its reconstruction.
+    "draem": {
+        "corruption.kind": "draem",
+        "corruption.clean_fraction": 0.5,
+        "eval.image_score": "max",
+    },
+    # Fitted to the stored images, without augmentation.
+    "pca": {
+        "method": "pca",
+        "eval.anomaly_map": "mse",
+    },
+    # Fitted to the stored images, without augmentation.
+    "one_class_svm": {
+        "method": "one_class_svm",
+    },
+    "deep_svdd": {
+        "method": "deep_svdd",
+        "corruption.clean_fraction": 1.0,
+    },
+    "segmentation": {
+        "method": "segmentation",
+    },
 }
 RECIPES = {"folder": folder, "elpv": elpv}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`arg`: NAME or NAME,RECIPE; `pae train` also takes "all" for NAME."""
+    """Returns the config of NAME or NAME,RECIPE; `pae train` also takes "all" for NAME."""
     name, _, recipe = (arg or "").partition(",")
     if name not in CHANGES:
         raise ValueError(f"no baseline {name!r}; {', '.join(CHANGES)}")
@@ -100,11 +91,24 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if recipe not in RECIPES:
         raise ValueError(f"no recipe {recipe!r}; {', '.join(RECIPES)}")
     config = RECIPES[recipe].get_config()
-    CHANGES[name](config)
+    config.update_from_flattened_dict(CHANGES[name])
     return config
 
 
+def derive(config: ConfigDict, arg: str | None = None) -> None:
+    """Sets the widths of ae_ssim so that its bottleneck has 2 × 2 × 32 = 128 values.
+
+    The published bottleneck has 100 values for images of 128².
+    """
+    if config.model.widths is None:
+        side = min(config.data.height, config.data.width) // config.model.patch_size
+        poolings = (side // 2).bit_length() - 1  # until a side of two or three is left
+        # One width for each pooling. Large images get more narrow stages at the fine end.
+        widths = (16,) * poolings + (24, 32, 48, 64)
+        config.model.widths = (*widths[5:], 32)
+
+
 def members(arg: str) -> list[str] | None:
-    """What "all" stands for: every method, in a workdir of its own."""
+    """Returns the arguments that "all" stands for: every method, each in its own workdir."""
     name, comma, recipe = arg.partition(",")
-    return [f"{one}{comma}{recipe}" for one in CHANGES] if name == "all" else None
+    return [f"{method}{comma}{recipe}" for method in CHANGES] if name == "all" else None

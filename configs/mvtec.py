@@ -1,16 +1,17 @@
-"""MVTec AD in the paper's setting (§4), one category: --config=configs/mvtec.py:screw
+"""One category of MVTec AD in the paper's setting (§4), for example mvtec:screw.
 
-Prepared by data_pipelines/prepare.py, in $TFDS_DATA_DIR or --config.data.root=TFDS. From the
-extracted archive instead:
+The data set is prepared by data_pipelines/prepare.py, in $TFDS_DATA_DIR or
+--config.data.root=TFDS. The extracted archive works as well:
     --config.data.source=folder --config.data.root=EXTRACTED --config.data.category=screw
 The paper's corruption patterns: --config.data.textures=tfds:TFDS, or a folder with DTD.
 """
 
 from ml_collections import ConfigDict
-from pae_jax.configs.common import category_config
 
-# The paper speaks of rotations and flips by category and does not list them. The rule here: a
-# transform is used if normal parts could be photographed like that, and no defect of the
+from pae_jax.configs import common
+
+# The paper mentions rotations and flips per category and does not list them. The rule here: a
+# transform is used if normal parts could be photographed in this way and no defect of the
 # category consists in it.
 TEXTURES = {
     "carpet": "flips+quarter_turns",  # no defect lies in the weave's direction
@@ -21,12 +22,12 @@ TEXTURES = {
 }
 OBJECTS = {
     "bottle": "rotation",  # round, seen from above
-    "cable": "none",  # the three cores have their places: cable_swap
+    "cable": "none",  # the order of the three cores is fixed: cable_swap
     "capsule": "none",  # print and halves lie one way round: faulty_imprint
-    "hazelnut": "flips+rotation",  # lies as it fell
-    "metal_nut": "rotation",  # lies as it fell, but its mirror image is the defect flip
+    "hazelnut": "flips+rotation",  # lies at any angle and on any side
+    "metal_nut": "rotation",  # lies at any angle, but its mirror image is the defect flip
     "pill": "none",  # the imprint lies one way round: faulty_imprint
-    "screw": "rotation",  # lies as it fell; a mirrored thread is left-handed
+    "screw": "rotation",  # lies at any angle; a mirrored thread is left-handed
     "toothbrush": "horizontal_flip",  # upright and symmetric
     "transistor": "none",  # stands on its legs in one place: misplaced
     "zipper": "none",  # upright; the rows of teeth are offset
@@ -34,10 +35,13 @@ OBJECTS = {
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`arg`: one of the fifteen categories; `pae train` also takes "all"."""
-    return category_config("mvtec_ad", arg, TEXTURES | OBJECTS, texture=arg in TEXTURES)
+    """Returns the config of the category `arg`; `pae train` also takes "all"."""
+    return common.category_config("mvtec_ad", arg, TEXTURES | OBJECTS, texture=arg in TEXTURES)
+
+
+derive = common.derive
 
 
 def members(arg: str) -> list[str] | None:
-    """What "all" stands for: every category, in a workdir of its own."""
+    """Returns the arguments that "all" stands for: every category, each in its own workdir."""
     return list(TEXTURES | OBJECTS) if arg == "all" else None

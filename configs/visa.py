@@ -1,16 +1,19 @@
-"""VisA in the paper's setting (§4), one category: --config=configs/visa.py:pcb1
+"""One category of VisA in the paper's setting (§4), for example visa:pcb1.
 
-Prepared by data_pipelines/prepare.py, in $TFDS_DATA_DIR or --config.data.root=TFDS.
+The data set is prepared by data_pipelines/prepare.py, in $TFDS_DATA_DIR or
+--config.data.root=TFDS.
 The paper's corruption patterns: --config.data.textures=tfds:TFDS, or a folder with DTD.
 
-The paper masks cluttered backgrounds of some categories by a further network; not done here.
+The paper masks cluttered backgrounds of some categories by a further network; this is not done
+here.
 """
 
 from ml_collections import ConfigDict
-from pae_jax.configs.common import category_config
 
-# By the rule in configs/mvtec.py. The photographs are wider than high and are resized to
-# squares, so whatever turns by less than a half would also stretch the parts.
+from pae_jax.configs import common
+
+# The rule in configs/mvtec.py. The photographs are wider than high and are resized to squares,
+# so a rotation by less than a half turn would also stretch the parts.
 OBJECTS = {
     "candle": "flips",  # round, seen from above
     "capsules": "flips",  # scattered
@@ -28,10 +31,13 @@ OBJECTS = {
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`arg`: one of the twelve categories; `pae train` also takes "all"."""
-    return category_config("visa", arg, OBJECTS, texture=False)
+    """Returns the config of the category `arg`; `pae train` also takes "all"."""
+    return common.category_config("visa", arg, OBJECTS, texture=False)
+
+
+derive = common.derive
 
 
 def members(arg: str) -> list[str] | None:
-    """What "all" stands for: every category, in a workdir of its own."""
+    """Returns the arguments that "all" stands for: every category, each in its own workdir."""
     return list(OBJECTS) if arg == "all" else None

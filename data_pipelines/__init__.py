@@ -1,0 +1,21 @@
+"""Data pipelines: from image files to batches of uint8 arrays. Independent of the model.
+
+| module         | content                                                                     |
+| -------------- | --------------------------------------------------------------------------- |
+| `spec`         | `DatasetSpec`: which images a data set consists of, and their size          |
+| `dataset`      | `open_training`, `open_test`, `open_images`: decoded, resized, cached       |
+| `holdout`      | the training images that are held out for validation, by whole groups       |
+| `textures`     | `open_textures`: the texture images that corruptions use                    |
+| `pipeline`     | `batches`: the batch of step s is a pure function of (seed, s)              |
+| `folder`       | source: a folder in MVTec layout                                            |
+| `elpv`         | source: ELPV, electroluminescence images of solar cells                     |
+| `procedural`   | source: drawn images, no files needed                                       |
+| `tfds_source`  | source: prepared TFDS data sets                                             |
+| `items`        | `Item`: one encoded image of a source, not yet read                         |
+| `decode`       | encoded files to arrays                                                     |
+| `cache`        | decoded arrays on disk, memory-mapped                                       |
+| `patterns`     | families of drawn textures                                                  |
+| `prepare`      | command line: writes MVTec AD and VisA as TFDS data sets                    |
+| `tfds_builder` | the TFDS builder that `mvtec_ad` and `visa` share                           |
+| `errors`       | exceptions that the command line prints as one line                         |
+"""

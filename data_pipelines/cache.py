@@ -1,8 +1,8 @@
-"""Decode once: uint8 arrays on disk, memory-mapped, shared by all runs.
+"""The cache of decoded images: uint8 arrays on disk, memory-mapped, shared by all runs.
 
-A file's name is the hash of everything its content depends on, so it never goes stale; it
-appears by one rename, so a reader sees a whole file or none, and two processes that build it
-at once write the same bytes.
+A file's name is the hash of everything its content depends on, so a file never becomes stale.
+A file appears by one rename, so a reader sees the whole file or none. Two processes that build
+the same file at once write the same bytes.
 """
 
 import contextlib
@@ -25,24 +25,25 @@ T = TypeVar("T")
 
 
 def default_cache() -> Path:
-    """$PAE_CACHE, or ~/.cache/pae_jax."""
+    """Returns $PAE_CACHE, or ~/.cache/pae_jax where it is not set."""
     return Path(os.environ.get("PAE_CACHE") or Path.home() / ".cache" / "pae_jax")
 
 
 def content_key(*parts: object) -> str:
-    """32 hex digits over the parts' text; distinct parts give distinct keys."""
+    """Returns 32 hex digits, a hash of the parts' text; distinct parts give distinct keys."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 def parallel(function: Callable[[S], T], items: Collection[S], label: str) -> Iterator[T]:
     """Yields function(item) in order, computed by threads a few items ahead.
 
-    Shows a progress bar when it takes longer than two seconds.
+    Shows a progress bar named `label` when it takes longer than two seconds.
     """
     from tqdm import tqdm
 
     threads = os.cpu_count() or 1
     pending: deque = deque()
+    # The queue is bounded, because a finished result stays in memory until it is taken.
     with (
         ThreadPoolExecutor(threads) as pool,
         tqdm(total=len(items), desc=label, delay=2, leave=False) as bar,
@@ -67,14 +68,14 @@ def cached(
     shapes: Sequence[tuple[int, ...]],
     build: Callable[[], tuple[tuple[int, ...], Callable[[int], np.ndarray]]],
 ) -> np.ndarray:
-    """The array of this key, read from `directory`, or built and written there.
+    """Returns the array of this key, read from `directory`, or built and written there.
 
     Args:
-      directory: made when missing; "" is `default_cache()`.
-      key: of `content_key`.
+      directory: the folder of the cache, created when missing; "" is `default_cache()`.
+      key: a result of `content_key`.
       shapes: the admissible shapes; a file of any other shape, type or length is rebuilt.
       build: called on a miss; returns the array's shape, one of `shapes`, and a function that
-        computes row i, called by several threads.
+        computes row i. Several threads call that function.
 
     Returns:
       uint8, memory-mapped, read-only.
@@ -95,11 +96,11 @@ def cached(
 
 
 def _write(path: Path, shape: tuple[int, ...], rows: Iterable[np.ndarray]) -> None:
-    """Writes beside `path` and takes its name when whole; leaves nothing else behind."""
+    """Writes a temporary file beside `path` and renames it when it is complete."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Not through a memory map: on a full disk that kills the process instead of raising.
+        # No memory map, because on a full disk it kills the process instead of raising.
         with open(temporary, "xb") as file:
             file.write(_header(shape))
             for values in rows:
@@ -125,7 +126,7 @@ def _header(shape: tuple[int, ...]) -> bytes:
 
 
 def _load(path: Path, shapes: Sequence[tuple[int, ...]]) -> np.ndarray | None:
-    """The mapped array, or None where there is no sound file."""
+    """Returns the memory-mapped array, or None where there is no valid file."""
     try:
         size = path.stat().st_size
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -133,5 +134,6 @@ def _load(path: Path, shapes: Sequence[tuple[int, ...]]) -> np.ndarray | None:
         return None
     if array.dtype != np.uint8 or array.shape not in shapes:
         return None
-    whole = len(_header(array.shape)) + array.size
-    return np.asarray(array) if size == whole else None
+    # The length is checked, because NumPy maps a file with trailing bytes without complaint.
+    expected_size = len(_header(array.shape)) + array.size
+    return np.asarray(array) if size == expected_size else None

@@ -1,7 +1,7 @@
-"""What training and evaluation are given: resized images, and nothing that they must not see.
+"""The splits of a data set as resized images, opened so that training cannot see the test split.
 
-Training imports `open_training` alone. The object it gets holds arrays and names of the
-training split; the test split is opened by `open_test`, from the specification.
+Training imports `open_training` alone. It returns arrays and names of the training split and
+nothing that leads to the test split. `open_test` opens the test split from the specification.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ from data_pipelines.holdout import held_out
 from data_pipelines.items import GOOD, Item
 from data_pipelines.spec import DatasetSpec
 
-# A source is a module with training_items(root, category) and test_items(root, category). It
-# may name in GROUPS the rule of `holdout` that suits its names, for groups="auto".
+# A source is a module with training_items(root, category) and test_items(root, category). Its
+# optional HOLDOUT_GROUPS is the rule of `holdout` that holdout_groups="auto" stands for.
 SOURCES = {
     "folder": "data_pipelines.folder",
     "elpv": "data_pipelines.elpv",
@@ -33,15 +33,16 @@ SOURCES = {
 
 
 class TrainingSplit(NamedTuple):
-    """Normal images; has no way to the test split.
+    """Normal images, without any reference to the test split.
 
     Attributes:
-      images: uint8 (n, h, w, c), memory-mapped; in memory where only a part was asked for.
+      images: uint8 (n, h, w, c); memory-mapped, or in memory where `max_images` takes a part.
       names: n names.
       held_out: uint8 (m, h, w, c), for validation and thresholds; memory-mapped.
       held_out_names: m names.
-      channels: c: 1 when every training image of the source is grey, else 3.
-      fingerprint: 32 hex digits over the names and encoded bytes of all images of the source.
+      channels: c, which is 1 when every training image of the source is grey, else 3.
+      fingerprint: 32 hex digits, a hash of the names and encoded bytes of all training images
+        of the source.
     """
 
     images: np.ndarray
@@ -53,7 +54,7 @@ class TrainingSplit(NamedTuple):
 
 
 class TestSplit(NamedTuple):
-    """Images to judge.
+    """Test images with their labels and masks.
 
     Attributes:
       images: uint8 (n, h, w, c), memory-mapped.
@@ -65,7 +66,7 @@ class TestSplit(NamedTuple):
       native_shape: i -> (h, w) of image i before resizing.
     """
 
-    __test__ = False  # not a class of tests, whatever pytest makes of its name
+    __test__ = False  # Pytest would collect the class because of its name.
 
     images: np.ndarray
     names: list[str]
@@ -77,7 +78,7 @@ class TestSplit(NamedTuple):
 
 
 class _File(NamedTuple):
-    """One encoded file after a look at its header: not yet decoded."""
+    """One encoded file whose header has been read, and which is not yet decoded."""
 
     read: Callable[[], bytes]
     origin: str
@@ -86,16 +87,20 @@ class _File(NamedTuple):
 
 
 def open_training(
-    spec: DatasetSpec, *, holdout: float, seed: int, images: int = 0
+    spec: DatasetSpec, *, holdout_fraction: float, seed: int, max_images: int = 0
 ) -> TrainingSplit:
     """Opens the training images, decoded and resized once and cached.
 
     Args:
-      spec: the dataset.
-      holdout: share of the images held out for validation, by whole groups; at least one group.
-      seed: draws the groups, and the images where not all are taken.
-      images: takes at most so many of those not held out; 0: all. A smaller number takes a part
-        of what a larger one takes. All else stays as it is, whatever the number.
+      spec: the data set.
+      holdout_fraction: the fraction of the images held out for validation, by whole groups; at
+        least one group.
+      seed: the seed by which groups are drawn, and images where `max_images` takes a part.
+      max_images: the largest number of images that are not held out; 0: all. A smaller number
+        takes a subset of what a larger one takes. Nothing else depends on the number.
+
+    Returns:
+      The training images and those held out.
 
     Raises:
       BadInput: one line naming the file, folder or key at fault.
@@ -105,24 +110,31 @@ def open_training(
     if len(items) < 2:
         where = items[0].origin if items else spec.root or spec.source
         raise BadInput(f"{where}: {len(items)} training images, at least two needed")
-    rule = getattr(source, "GROUPS", "auto") if spec.groups == "auto" else spec.groups
-    chosen = held_out([item.name for item in items], rule, share=holdout, seed=seed)
+    rule = spec.holdout_groups
+    if rule == "auto":
+        rule = getattr(source, "HOLDOUT_GROUPS", "auto")
+    held_out_names = held_out(
+        [item.name for item in items], rule, fraction=holdout_fraction, seed=seed
+    )
 
-    files = _look_at([(item.image, item.origin) for item in items])
+    files = _read_headers([(item.image, item.origin) for item in items])
+    # The fingerprint covers the whole source, so that it depends neither on the seed nor on the
+    # fraction: it tells whether a run's training images have changed.
     fingerprint = content_key(
         [(item.name, file.digest) for item, file in zip(items, files, strict=True)]
     )
-    # The held-out images stand last in the array, so that both parts are slices of one map.
-    order = sorted(range(len(items)), key=lambda i: items[i].name in chosen)
+    # The held-out images come last, so that both parts are slices of one memory-mapped array.
+    order = sorted(range(len(items)), key=lambda i: items[i].name in held_out_names)
     names = [items[i].name for i in order]
-    pixels = _images(spec, names, [files[i] for i in order], channels=None)
-    n = len(items) - len(chosen)
+    pixels = _decoded_images(spec, names, [files[i] for i in order], channels=None)
+    n = len(items) - len(held_out_names)
     kept = range(n)
     training = pixels[:n]
-    if 0 < images < n:
-        # The cache holds all of them in any case, so that it serves every number.
-        kept = sorted(sorted(kept, key=lambda i: _draw(names[i], seed))[:images])
+    if 0 < max_images < n:
+        # The part is taken after decoding, so that one cached file serves every max_images.
+        kept = sorted(sorted(kept, key=lambda i: _draw_key(names[i], seed))[:max_images])
         training = pixels[kept]
+        # Read-only, as the memory-mapped array is.
         training.flags.writeable = False
     return TrainingSplit(
         images=training,
@@ -138,8 +150,11 @@ def open_test(spec: DatasetSpec, *, channels: int) -> TestSplit:
     """Opens the test images and masks, decoded and resized once and cached.
 
     Args:
-      spec: the dataset.
-      channels: of the training images.
+      spec: the data set.
+      channels: the number of channels of the training images.
+
+    Returns:
+      The test images with their labels and masks.
 
     Raises:
       BadInput: one line naming the file, folder or key at fault.
@@ -148,26 +163,28 @@ def open_test(spec: DatasetSpec, *, channels: int) -> TestSplit:
     if not items:
         raise BadInput(f"{spec.root or spec.source}: no test images")
     names = [item.name for item in items]
-    files = _look_at([(item.image, item.origin) for item in items])
+    files = _read_headers([(item.image, item.origin) for item in items])
     masked = [i for i, item in enumerate(items) if item.mask is not None]
-    mask_files = dict(zip(masked, _look_at([_mask_of(items[i]) for i in masked]), strict=True))
+    masks = _read_headers([_encoded_mask(items[i]) for i in masked])
+    mask_files = dict(zip(masked, masks, strict=True))
     for i, mask in mask_files.items():
         if mask.shape != files[i].shape:
             raise BadInput(
-                f"{mask.origin}: {_size(mask.shape)}, its image is {_size(files[i].shape)}"
+                f"{mask.origin}: {_pixels(mask.shape)}, its image is {_pixels(files[i].shape)}"
             )
 
+    # Decoded on demand, because native masks of all images may not fit in memory.
     def native_mask(i: int) -> np.ndarray:
         if not mask_files:
             raise ValueError(f"{spec.source}: this dataset has no masks")
-        return _mask(mask_files.get(i), files[i].shape, None)
+        return _decode_mask(mask_files.get(i), files[i].shape, None)
 
     return TestSplit(
-        images=_images(spec, names, files, channels=channels),
+        images=_decoded_images(spec, names, files, channels=channels),
         names=names,
         types=[item.type for item in items],
         labels=np.array([item.type != GOOD for item in items]),
-        masks=_masks(spec, names, mask_files) if mask_files else None,
+        masks=_decoded_masks(spec, names, mask_files) if mask_files else None,
         native_mask=native_mask,
         native_shape=lambda i: files[i].shape,
     )
@@ -176,7 +193,12 @@ def open_test(spec: DatasetSpec, *, channels: int) -> TestSplit:
 def open_images(
     directory: str, shape: tuple[int, int], channels: int
 ) -> tuple[list[str], np.ndarray]:
-    """All images under a folder, for prediction; not cached.
+    """Opens all images under a folder, for prediction, without a cache.
+
+    Args:
+      directory: the folder.
+      shape: (h, w) to which all images are resized.
+      channels: the number of channels of the training images.
 
     Returns:
       Names (posix paths inside the folder, sorted) and uint8 (n, h, w, channels).
@@ -185,9 +207,9 @@ def open_images(
       BadInput: the folder is missing or holds no image, or a file cannot be decoded.
     """
     paths = image_files(Path(directory))
-    files = _look_at([(path.read_bytes, str(path)) for path in paths])
-    row = partial(_decode, shape=shape, channels=channels)
-    images = np.stack(list(parallel(row, files, "decoding")))
+    files = _read_headers([(path.read_bytes, str(path)) for path in paths])
+    decode_file = partial(_decode_image, shape=shape, channels=channels)
+    images = np.stack(list(parallel(decode_file, files, "decoding")))
     return [path.relative_to(directory).as_posix() for path in paths], images
 
 
@@ -197,72 +219,79 @@ def _source(spec: DatasetSpec) -> ModuleType:
     return importlib.import_module(SOURCES[spec.source])
 
 
-def _draw(name: str, seed: int) -> bytes:
-    """What names are sorted by to draw some: no matter which others there are, on any machine."""
+def _draw_key(name: str, seed: int) -> bytes:
+    """Returns the key by which names are sorted to draw some of them.
+
+    The key of a name does not depend on the other names, nor on the machine.
+    """
     return hashlib.sha256(f"{seed}/images/{name}".encode()).digest()
 
 
-def _look_at(encoded: Sequence[tuple[Callable[[], bytes], str]]) -> list[_File]:
-    """Reads every file and its header, so that most bad files are met before any decoding."""
+def _read_headers(encoded: Sequence[tuple[Callable[[], bytes], str]]) -> list[_File]:
+    """Reads every file and its header, because most bad files show before any is decoded."""
 
-    def look(pair: tuple[Callable[[], bytes], str]) -> _File:
+    def read_header(pair: tuple[Callable[[], bytes], str]) -> _File:
         read, origin = pair
         data = decode.read_encoded(read, origin)
         return _File(
             read, origin, hashlib.sha256(data).hexdigest(), decode.image_shape(data, origin)
         )
 
-    return list(parallel(look, encoded, "reading"))
+    return list(parallel(read_header, encoded, "reading"))
 
 
-def _images(
+def _decoded_images(
     spec: DatasetSpec, names: Sequence[str], files: Sequence[_File], *, channels: int | None
 ) -> np.ndarray:
-    """uint8 (n, h, w, c) from the cache; channels=None: 1 if all files are grey, else 3."""
+    """Returns uint8 (n, h, w, c) from the cache; channels=None: 1 if all are grey, else 3."""
 
     def build() -> tuple[tuple[int, ...], Callable[[int], np.ndarray]]:
         c = channels or (1 if all(parallel(_grey, files, "looking for colour")) else 3)
-        return (len(files), *spec.shape, c), lambda i: _decode(files[i], spec.shape, c)
+        return (len(files), *spec.shape, c), lambda i: _decode_image(files[i], spec.shape, c)
 
     digests = [file.digest for file in files]
     key = content_key("images", decode.VERSION, spec.shape, channels, list(names), digests)
+    # With channels=None a cached array may have 1 or 3 channels: it is read without decoding any
+    # file to find out which.
     shapes = [(len(files), *spec.shape, c) for c in ((channels,) if channels else (1, 3))]
-    return cached(spec.cache, key, shapes, build)
+    return cached(spec.cache_dir, key, shapes, build)
 
 
-def _masks(spec: DatasetSpec, names: Sequence[str], files: dict[int, _File]) -> np.ndarray:
-    """bool (n, h, w) from the cache; `files` by the image's index, normal images have none."""
+def _decoded_masks(spec: DatasetSpec, names: Sequence[str], files: dict[int, _File]) -> np.ndarray:
+    """Returns bool (n, h, w) from the cache; `files` by image index, without normal images."""
     shape = (len(names), *spec.shape)
     digests = [(i, file.digest) for i, file in files.items()]
     key = content_key("masks", decode.VERSION, spec.shape, list(names), digests)
 
     def row(i: int) -> np.ndarray:
-        return _mask(files.get(i), spec.shape, spec.shape)
+        return _decode_mask(files.get(i), spec.shape, spec.shape)
 
-    return cached(spec.cache, key, [shape], lambda: (shape, row)).view(np.bool_)
+    return cached(spec.cache_dir, key, [shape], lambda: (shape, row)).view(np.bool_)
 
 
 def _grey(file: _File) -> bool:
     return decode.is_grey(decode.read_encoded(file.read, file.origin), file.origin)
 
 
-def _decode(file: _File, shape: tuple[int, int], channels: int) -> np.ndarray:
+def _decode_image(file: _File, shape: tuple[int, int], channels: int) -> np.ndarray:
     data = decode.read_encoded(file.read, file.origin)
     return decode.decode_image(data, file.origin, shape, channels)
 
 
-def _mask(file: _File | None, empty: tuple[int, int], shape: tuple[int, int] | None) -> np.ndarray:
-    """The decoded mask, or one of shape `empty` without anomalies where there is no file."""
+def _decode_mask(
+    file: _File | None, empty: tuple[int, int], shape: tuple[int, int] | None
+) -> np.ndarray:
+    """Decodes a mask; without a file, returns one of shape `empty` that marks no pixel."""
     if file is None:
         return np.zeros(empty, np.bool_)
     data = decode.read_encoded(file.read, file.origin)
     return decode.decode_mask(data, file.origin, shape)
 
 
-def _mask_of(item: Item) -> tuple[Callable[[], bytes], str]:
+def _encoded_mask(item: Item) -> tuple[Callable[[], bytes], str]:
     assert item.mask is not None
     return item.mask, f"mask of {item.origin}"
 
 
-def _size(shape: tuple[int, int]) -> str:
+def _pixels(shape: tuple[int, int]) -> str:
     return f"{shape[1]}×{shape[0]} pixels"

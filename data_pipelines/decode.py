@@ -1,10 +1,11 @@
-"""Encoded image files to arrays: every mode that cameras and labelling tools write.
+"""Decoding of image files: every mode that cameras and labelling tools write.
 
-Conventions, once for all sources: orientation as in EXIF; the first frame of several; 16 bits
-are scaled to 8 by v / 257, so 65535 becomes 255; what is transparent stands before black;
-colour becomes grey by ITU-R 601 luma. Images are resized by Pillow's bilinear filter, which
-widens with the factor (antialiased, without the overshoot of Lanczos that a structural
-similarity would see); masks by nearest neighbour, sampled at pixel centres.
+The same conventions hold for all sources. The EXIF orientation is applied. Only the
+first frame of a file is read. Values of 16 bits are scaled to 8 by v / 257, so 65535 becomes
+255. Transparent pixels are composited over black. Colour becomes grey by ITU-R 601 luma.
+Images are resized by Pillow's antialiased bilinear filter, because Lanczos overshoots at edges
+and the structural similarity responds to that. Masks are resized by nearest neighbour, sampled
+at pixel centres.
 """
 
 import io
@@ -16,14 +17,14 @@ from PIL import Image, ImageOps
 
 from data_pipelines.errors import BadInput
 
-# Part of every cache key: raise the number whenever the arrays that come out change.
+# Part of every cache key: increase the number whenever the decoded arrays change.
 VERSION = f"1-pillow{PIL.__version__}"
 
 SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm", ".pbm")
 )
 
-# Pillow warns of larger images, meant for uploads; line-scan cameras exceed its 89 megapixels.
+# Pillow warns above 89 megapixels, a limit meant for uploads, which line-scan cameras exceed.
 Image.MAX_IMAGE_PIXELS = 2**29
 
 _GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N")
@@ -31,7 +32,11 @@ _ORIENTATION = 0x0112  # the EXIF tag; values from 5 on swap height and width
 
 
 def read_encoded(read: Callable[[], bytes], origin: str) -> bytes:
-    """The bytes of one file; `BadInput` naming `origin` when unreadable or empty."""
+    """Returns the bytes of one file.
+
+    Raises:
+      BadInput: the file cannot be read or is empty; the message names `origin`.
+    """
     try:
         data = read()
     except OSError as error:
@@ -42,14 +47,14 @@ def read_encoded(read: Callable[[], bytes], origin: str) -> bytes:
 
 
 def image_shape(data: bytes, origin: str) -> tuple[int, int]:
-    """Native (h, w) after rotation as in EXIF, from the header alone."""
+    """Returns the native (h, w) after the EXIF rotation, from the header alone."""
     image = _open(data, origin)
     width, height = image.size
     return (width, height) if _orientation(image, data) >= 5 else (height, width)
 
 
 def is_grey(data: bytes, origin: str) -> bool:
-    """Whether the image has no colour: a grey mode, or equal channels in every pixel."""
+    """Returns whether the image has a grey mode or equal channels in every pixel."""
     image = _open(data, origin)
     if image.mode in _GREY_MODES:
         return True
@@ -62,7 +67,7 @@ def decode_image(data: bytes, origin: str, shape: tuple[int, int], channels: int
 
     Args:
       data: the encoded file.
-      origin: what an error names.
+      origin: the file's name for error messages.
       shape: (h, w) of the result; the aspect ratio is not kept.
       channels: 1 (grey) or 3 (RGB).
 
@@ -80,15 +85,21 @@ def decode_image(data: bytes, origin: str, shape: tuple[int, int], channels: int
 
 
 def decode_mask(data: bytes, origin: str, shape: tuple[int, int] | None) -> np.ndarray:
-    """Decodes one mask: bool (h, w), true where any colour channel is non-zero.
+    """Decodes one mask.
 
     Args:
       data: the encoded file, of any mode; in a palette the colour counts, not the index.
-      origin: what an error names.
+      origin: the file's name for error messages.
       shape: (h, w) of the result; None keeps the native size.
+
+    Returns:
+      bool (h, w), true where any colour channel is non-zero.
+
+    Raises:
+      BadInput: not an image, or a damaged one.
     """
     image = _open(data, origin)
-    # Read before the scaling to 8 bits, under which small 16-bit values vanish.
+    # Not scaled to 8 bits, because small 16-bit labels would become 0.
     pixels = np.asarray(_load(image, data, origin, scale=False))
     mask = np.any(pixels.reshape(*pixels.shape[:2], -1), axis=-1)
     if shape is None or mask.shape == shape:
@@ -103,19 +114,23 @@ def _open(data: bytes, origin: str) -> Image.Image:
         return Image.open(io.BytesIO(data))
     except Image.UnidentifiedImageError as error:
         raise BadInput(f"{origin}: not an image that Pillow can read") from error
-    except Exception as error:  # Pillow's readers raise many kinds on a damaged header
+    except Exception as error:  # Pillow raises errors of many types on a damaged header.
         raise _damaged(origin, error) from error
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
-    # Without these marks Pillow would decode a whole PNG to look for EXIF behind the pixels.
+    # A PNG without these marks has no EXIF. Pillow would decode all pixels to find that out,
+    # because the EXIF data may follow them.
     if image.format == "PNG" and b"eXIf" not in data and b"Raw profile type exif" not in data:
         return 1
     return image.getexif().get(_ORIENTATION, 1)
 
 
 def _load(image: Image.Image, data: bytes, origin: str, *, scale: bool = True) -> Image.Image:
-    """The upright image in mode L or RGB; `scale=False` leaves integers beyond 8 bits alone."""
+    """Returns the upright image in mode L or RGB.
+
+    With `scale=False` an image of more than 8 bits stays in its integer mode.
+    """
     try:
         image.load()
         if _orientation(image, data) != 1:
@@ -129,11 +144,12 @@ def _load(image: Image.Image, data: bytes, origin: str, *, scale: bool = True) -
         return image.convert(mode)
     except BadInput:
         raise
-    except Exception as error:  # likewise: OSError, SyntaxError, struct.error, zlib.error, …
+    except Exception as error:  # OSError, SyntaxError, struct.error, zlib.error, …
         raise _damaged(origin, error) from error
 
 
 def _to_8_bit(image: Image.Image, origin: str) -> Image.Image:
+    """Scales integers of up to 16 bits to 8 bits, rounded."""
     values = np.asarray(image).astype(np.int64)
     low, high = values.min(), values.max()
     if low < 0 or high > 65535:

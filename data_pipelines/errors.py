@@ -4,10 +4,10 @@ from pathlib import Path
 
 
 class BadInput(ValueError):
-    """Bad input: one clear line that names the file or the configuration key.
+    """Bad input: one line that names the file or the configuration key at fault.
 
-    The command line prints the line and exits with 2. Everything else that fails is a
-    failure of the run (exit 1) and keeps its traceback.
+    The command line prints the line and exits with 2. Any other exception is a failure of the
+    run: it exits with 1 and keeps its traceback.
     """
 
 
@@ -20,5 +20,5 @@ class CannotWrite(OSError):
 
 
 def first_line(error: BaseException, length: int) -> str:
-    """At most `length` characters of the first line that an error says."""
+    """Returns at most `length` characters of the first line of an error's message."""
     return str(error).strip().partition("\n")[0][:length]

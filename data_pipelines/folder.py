@@ -1,12 +1,12 @@
-"""A category in MVTec layout, from a folder.
+"""Source: a folder in the layout of MVTec AD.
 
-    ROOT[/CATEGORY]/train/good/NAME.png               normal images to learn from
-    ROOT[/CATEGORY]/test/{good,DEFECT}/NAME.png       images to judge
+    ROOT[/CATEGORY]/train/good/NAME.png               normal training images
+    ROOT[/CATEGORY]/test/{good,DEFECT}/NAME.png       test images
     ROOT[/CATEGORY]/ground_truth/DEFECT/NAME_mask.png masks, or NAME.png
 
-Any suffix of `decode.SUFFIXES`, in either case; folders may be nested. Other files and hidden
-ones are ignored. Without a folder `ground_truth` there are no masks; with one, every defective
-image must have its own.
+Any suffix of `decode.SUFFIXES` is accepted, in lower or upper case; folders may be nested. Other
+files and hidden ones are ignored. Without a folder `ground_truth` there are no masks; with one,
+every defective image must have a mask.
 """
 
 import os
@@ -18,13 +18,13 @@ from data_pipelines.items import GOOD, Item
 
 
 def training_items(root: str, category: str) -> list[Item]:
-    """The images of train/good, sorted by name; looks at no other folder."""
+    """Returns the images of train/good, sorted by name. Reads no other folder."""
     train = _category(root, category) / "train"
     return [_item(path, train, GOOD, None) for path in image_files(train / GOOD)]
 
 
 def test_items(root: str, category: str) -> list[Item]:
-    """The images of test, sorted by name, with their masks where the category has any."""
+    """Returns the test images, sorted by name, with their masks where the category has any."""
     base = _category(root, category)
     test, truth = base / "test", base / "ground_truth"
     items = []
@@ -45,21 +45,21 @@ def test_items(root: str, category: str) -> list[Item]:
 
 
 def image_files(directory: Path) -> list[Path]:
-    """All image files under `directory`, sorted by their posix path; hidden ones left out.
+    """Returns all image files under `directory`, sorted by posix path, without hidden ones.
 
     Raises:
       BadInput: the directory is missing, cannot be listed, or holds no image.
     """
-    found = []
+    paths = []
     for parent, folders, files in os.walk(directory, onerror=_cannot_list):
-        # An entry with an image's suffix is an image, even if it turns out not to be a file:
-        # reading it then fails with its name.
+        # An entry with an image's suffix counts as an image even if it is no regular file:
+        # reading it fails later with an error that names it.
         images = [name for name in folders + files if _is_image(name)]
         folders[:] = [name for name in folders if name[0] != "." and name not in images]
-        found += [Path(parent, name) for name in images]
-    if not found:
+        paths += [Path(parent, name) for name in images]
+    if not paths:
         raise BadInput(f"{directory}: no images in this folder")
-    return sorted(found, key=lambda path: path.relative_to(directory).as_posix())
+    return sorted(paths, key=lambda path: path.relative_to(directory).as_posix())
 
 
 def _is_image(name: str) -> bool:
@@ -79,25 +79,25 @@ def _category(root: str, category: str) -> Path:
 
 def _subfolders(directory: Path) -> list[Path]:
     try:
-        found = [path for path in directory.iterdir() if path.is_dir() and path.name[0] != "."]
+        paths = [path for path in directory.iterdir() if path.is_dir() and path.name[0] != "."]
     except OSError as error:
         raise BadInput(f"{directory}: {error.strerror or error}") from error
-    if not found:
+    if not paths:
         raise BadInput(f"{directory}: no folders of images (good, DEFECT)")
-    return found
+    return paths
 
 
 def _masks(directory: Path) -> dict[str, Path]:
-    """Mask files by their posix path without the suffix."""
+    """Returns the mask files by their posix path without the suffix."""
     files = image_files(directory)
     return {path.relative_to(directory).with_suffix("").as_posix(): path for path in files}
 
 
-def _item(path: Path, split: Path, kind: str, mask: Path | None) -> Item:
+def _item(path: Path, split: Path, defect_type: str, mask: Path | None) -> Item:
     return Item(
         name=path.relative_to(split).as_posix(),
         image=path.read_bytes,
-        type=kind,
+        type=defect_type,
         mask=mask.read_bytes if mask else None,
         origin=str(path),
     )

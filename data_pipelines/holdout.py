@@ -1,13 +1,14 @@
-"""Which training images are held out for validation: whole groups, never single exposures.
+"""The split of the training images into training and validation, by whole groups.
 
-Photographs of one scene are near-copies; one of them in the training set makes its twin
-useless for validation. A rule names the groups:
+Photographs of one scene are near-copies: with one of them in the training set, the others say
+nothing about unseen images. Therefore a whole group is held out or none of it. A rule defines
+the groups:
 
-    none         every image by itself
-    number:GAP   sorted by the first number in the file name, a new group begins where the
-                 number jumps by more than GAP
+    none         every image is a group
+    number:GAP   images are sorted by the first number in the file name; a new group begins
+                 where the number increases by more than GAP
     blocks:N     N contiguous blocks of the sorted names
-    auto         number:150 for names like num001810_exp3.jpg (scenes under several
+    auto         number:150 for names such as num001810_exp3.jpg (scenes under several
                  exposures), none for all others
 """
 
@@ -30,54 +31,64 @@ def groups(names: Sequence[str], rule: str) -> list[list[str]]:
       BadInput: an unknown rule, or a name without a number under `number`.
     """
     names = sorted(names)
-    kind, _, argument = rule.partition(":")
+    method, _, argument = rule.partition(":")
     if rule == "auto":
         if all(_EXPOSURES.fullmatch(_stem(name)) for name in names):
             return groups(names, "number:150")
         return groups(names, "none")
     if rule == "none":
         return [[name] for name in names]
-    if kind == "number" and argument.isdecimal():
+    if method == "number" and argument.isdecimal():
         return _by_number(names, int(argument))
-    if kind == "blocks" and argument.isdecimal() and int(argument) >= 1:
+    if method == "blocks" and argument.isdecimal() and int(argument) >= 1:
         blocks = np.array_split(np.arange(len(names)), int(argument))
         return [[names[i] for i in block] for block in blocks if len(block)]
     raise BadInput(f"data.holdout_groups: auto, none, number:GAP or blocks:N, not {rule!r}")
 
 
-def held_out(names: Sequence[str], rule: str, *, share: float, seed: int) -> set[str]:
-    """The names of whole groups, drawn until they make up `share` of all names.
+def held_out(names: Sequence[str], rule: str, *, fraction: float, seed: int) -> set[str]:
+    """Draws whole groups until they make up `fraction` of all names.
 
-    At least one group, never all. The draw depends on the seed and on each group's first name
-    alone: the same on every machine and with every version of a random generator.
+    At least one group is held out, and at least one remains for training.
+
+    Returns:
+      The names of the held-out images. They depend on the names, the rule, the fraction and the
+      seed alone, on every machine and with every version of NumPy.
+
+    Raises:
+      BadInput: an unknown rule, or a rule under which all images are one group.
     """
-    found = groups(names, rule)
-    if len(found) < 2:
+    name_groups = groups(names, rule)
+    if len(name_groups) < 2:
         raise BadInput(
             f"data.holdout_groups: under {rule!r} all {len(names)} training images are one group, "
             "and none would be left to train on"
         )
 
-    def draw(group: list[str]) -> bytes:
+    # Groups are ordered by a hash, because the streams of random generators change between
+    # versions and a resumed run must find the same images.
+    def order(group: list[str]) -> bytes:
         return hashlib.sha256(f"{seed}/{group[0]}".encode()).digest()
 
-    chosen: set[str] = set()
-    for group in sorted(found, key=draw)[:-1]:
-        chosen.update(group)
-        if len(chosen) / len(names) >= share:  # a product would round up: 0.07 * 100 > 7
+    drawn: set[str] = set()
+    for group in sorted(name_groups, key=order)[:-1]:
+        drawn.update(group)
+        # Compared as a quotient, because a product would round up: 0.07 * 100 > 7.
+        if len(drawn) / len(names) >= fraction:
             break
-    return chosen
+    return drawn
 
 
 def _by_number(names: Sequence[str], gap: int) -> list[list[str]]:
-    found: list[list[str]] = []
+    """Begins a new group where the number in the name increases by more than `gap`."""
+    name_groups: list[list[str]] = []
     last = 0
     for number, name in sorted((_number(name), name) for name in names):
-        if not found or number - last > gap:
-            found.append([])
-        found[-1].append(name)
+        if not name_groups or number - last > gap:
+            name_groups.append([])
+        name_groups[-1].append(name)
         last = number
-    return found
+    return name_groups
 
 
 def _number(name: str) -> int:

@@ -1,4 +1,4 @@
-"""What every source hands out: named, lazily read, encoded images."""
+"""The form in which every source returns its images: named, encoded, read on demand."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,9 +13,9 @@ class Item(NamedTuple):
       name: posix path inside the split, unique, for example "crack/003.png".
       image: returns the encoded file (PNG, JPEG, …) as bytes.
       type: "good" for a normal image, else the name of its defect type.
-      mask: returns the encoded mask (non-zero = anomalous), or None: a normal image, or a
+      mask: returns the encoded mask (non-zero = anomalous); None for a normal image and in a
         source without masks.
-      origin: what an error message names: the file's path, or the record's name.
+      origin: the file's path or the record's name, for error messages.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""TFDS builder of MVTec AD, from the extracted archive. Prepared by `data_pipelines.prepare`."""
+"""TFDS builder of MVTec AD, from the extracted archive. `data_pipelines.prepare` runs it."""
 
 import tensorflow_datasets as tfds
 
@@ -45,6 +45,7 @@ class MvtecAd(OneClassBuilder):
     }"""
 
     def items(self, root: str, category: str) -> dict[str, list[Item]]:
+        """Returns the items of "train" and "test" in the official folders."""
         return {
             "train": folder.training_items(root, category),
             "test": folder.test_items(root, category),

@@ -1,7 +1,7 @@
 """Batches of images and textures: the batch of step s is a pure function of (seed, s).
 
 So there is no iterator state to save: a run resumed at step s, on any number of processes and
-threads, sees exactly the examples of an undisturbed run.
+threads, reads exactly the examples of an uninterrupted run.
 """
 
 import functools
@@ -18,10 +18,18 @@ from data_pipelines.errors import BadInput
 def index_batch(
     n_images: int, n_textures: int, *, seed: int, batch_size: int, step: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which images and textures make up the batch of `step`.
+    """Returns the indices of the images and textures in the batch of `step`.
 
-    Example i of step s has the position p = s·batch_size + i in two endless sequences, each a
-    row of epochs; every epoch holds every image (texture) once, in an order of its own.
+    Example i of step s has the position p = s·batch_size + i in two endless sequences, one of
+    images and one of textures. A sequence consists of epochs. Every epoch contains every image
+    (texture) once, in a random order that differs between epochs.
+
+    Args:
+      n_images: the number of images.
+      n_textures: the number of textures.
+      seed: the seed of the order; non-negative.
+      batch_size: the size of the whole batch, over all processes.
+      step: the step, from 0.
 
     Returns:
       Two int64 (batch_size,) arrays: indices below `n_images`, indices below `n_textures`.
@@ -41,56 +49,64 @@ def batches(
     start_step: int = 0,
     steps: int = 1,
     by_index: bool = False,
-    workers: int = 4,
+    num_threads: int = 4,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches from `start_step` on, gathered ahead by threads.
+    """Yields batches without end from `start_step` on, gathered ahead by threads.
 
     Args:
       images: uint8 (n, h, w, c); may be memory-mapped.
       textures: uint8 (m, t, t, c').
-      seed: of the order; non-negative.
-      batch_size: of the whole batch, over all processes.
+      seed: the seed of the order; non-negative.
+      batch_size: the size of the whole batch, over all processes.
       start_step: the step of the first batch.
-      steps: of one element; its leading axis.
-      by_index: yields which images and textures, and leaves it to others to look them up.
-      workers: threads; up to twice as many batches lie ready.
-      process_index: this process takes its contiguous slice of each batch.
-      process_count: divides `batch_size`.
+      steps: the number of steps in one element, which is the length of its leading axis.
+      by_index: yields the indices of images and textures instead of their pixels.
+      num_threads: the number of threads; up to twice as many elements are prepared ahead.
+      process_index: the index of this process, which takes a contiguous slice of each batch.
+      process_count: the number of processes; it divides `batch_size`.
 
     Yields:
-      {"image": uint8 (steps, b, h, w, c), "texture": uint8 (steps, b, t, t, c')}, b = batch_size
-      / process_count; or by index int32 (steps, b) each.
+      {"image": uint8 (steps, b, h, w, c), "texture": uint8 (steps, b, t, t, c')} with b =
+      batch_size / process_count; with `by_index` both are int32 (steps, b).
+
+    Raises:
+      BadInput: the processes do not divide the batch.
     """
     if batch_size % process_count:
         raise BadInput(
             f"train.batch_size: {batch_size} does not divide among {process_count} processes"
         )
-    share = batch_size // process_count
-    mine = slice(process_index * share, (process_index + 1) * share)
+    local_size = batch_size // process_count
+    local = slice(process_index * local_size, (process_index + 1) * local_size)
 
     def element(number: int) -> dict[str, np.ndarray]:
-        # Whole batches in one gather: an element of the Grain dataset is what one call takes.
+        # An element holds the batches of all steps of one compiled call, gathered at once,
+        # because per-example elements would cost a Python call each.
         first = start_step + number * steps
-        drawn = [
+        indices = [
             index_batch(len(images), len(textures), seed=seed, batch_size=batch_size, step=step)
             for step in range(first, first + steps)
         ]
-        which_images, which_textures = (
-            np.stack(part)[:, mine] for part in zip(*drawn, strict=True)
+        image_indices, texture_indices = (
+            np.stack(part)[:, local] for part in zip(*indices, strict=True)
         )
         if by_index:
-            found = {"image": which_images, "texture": which_textures}
-            return {name: which.astype(np.int32) for name, which in found.items()}
-        return {"image": images[which_images], "texture": textures[which_textures]}
+            return {
+                "image": image_indices.astype(np.int32),
+                "texture": texture_indices.astype(np.int32),
+            }
+        return {"image": images[image_indices], "texture": textures[texture_indices]}
 
-    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=2 * workers)
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
+    # Grain has no endless range; this one is longer than any run.
     numbers = grain.MapDataset.range(sys.maxsize // steps - start_step)
     return iter(numbers.map(element).to_iter_dataset(options))
 
 
 def _sequence(stream: str, n: int, seed: int, positions: range) -> np.ndarray:
+    """Returns the elements of an endless sequence of epochs at these positions."""
     first, last = positions.start // n, (positions.stop - 1) // n
     epochs = [_epoch(stream, n, seed, epoch) for epoch in range(first, last + 1)]
     return np.concatenate(epochs)[positions.start - first * n : positions.stop - first * n]
@@ -98,10 +114,11 @@ def _sequence(stream: str, n: int, seed: int, positions: range) -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def _epoch(stream: str, n: int, seed: int, epoch: int) -> np.ndarray:
-    """A random order of range(n).
+    """Returns a random order of range(n), the same with every version of NumPy.
 
-    Not MapDataset.shuffle, which takes 75 µs an index for a few hundred images (measured) and
-    gives seed 1 the epochs of seed 0, one later. NumPy promises the raw bits for all versions.
+    `MapDataset.shuffle` is not used for two reasons: it takes 75 µs per index with a few hundred
+    images (measured), and seed 1 has the epochs of seed 0, delayed by one.
     """
+    # Only the raw bits are used, because NumPy guarantees them for all versions.
     bits = np.random.Philox(np.random.SeedSequence([seed, zlib.crc32(stream.encode()), epoch]))
     return np.argsort(bits.random_raw(n), kind="stable")

@@ -1,8 +1,9 @@
-"""Prepares MVTec AD or VisA as a TFDS dataset, from an archive that you have extracted.
+"""Prepares MVTec AD or VisA as a TFDS data set, from an archive that you have extracted.
 
     python -m data_pipelines.prepare mvtec_ad/screw --manual_dir=EXTRACTED --data_dir=TFDS
 
-Without "/CATEGORY" every category is prepared. Categories already there are left as they are.
+Without "/CATEGORY" every category is prepared. Categories that are already prepared stay
+unchanged.
 """
 
 import argparse
@@ -18,10 +19,13 @@ def prepare(name: str, manual_dir: str, data_dir: str) -> list[str]:
     Args:
       name: "mvtec_ad" or "visa", for all categories, or "DATASET/CATEGORY" for one.
       manual_dir: the extracted archive, in its official layout.
-      data_dir: the folder of TFDS datasets that `data_pipelines.tfds_source` reads.
+      data_dir: the folder of TFDS data sets that `data_pipelines.tfds_source` reads.
 
     Returns:
-      The prepared "DATASET/CATEGORY".
+      The names of the prepared categories, "DATASET/CATEGORY".
+
+    Raises:
+      BadInput: an unknown name, a missing folder, or a file at fault in the archive.
     """
     import tensorflow_datasets as tfds
 
@@ -36,16 +40,17 @@ def prepare(name: str, manual_dir: str, data_dir: str) -> list[str]:
         raise BadInput(f"{name}: no such category; one of {', '.join(categories)}")
     if not Path(manual_dir).is_dir():
         raise BadInput(f"{manual_dir}: no such folder (--manual_dir)")
-    done = [category] if category else categories
-    for config in done:
+    selected = [category] if category else categories
+    for config in selected:
         builders[dataset](config=config, data_dir=data_dir).download_and_prepare(
             download_config=tfds.download.DownloadConfig(manual_dir=manual_dir),
             file_format="array_record",
         )
-    return [f"{dataset}/{config}" for config in done]
+    return [f"{dataset}/{config}" for config in selected]
 
 
 def main() -> None:
+    """Runs the command line."""
     description, _, usage = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         "data_pipelines.prepare",
@@ -55,7 +60,7 @@ def main() -> None:
     )
     parser.add_argument("name", help="mvtec_ad, visa, mvtec_ad/CATEGORY or visa/CATEGORY")
     parser.add_argument("--manual_dir", required=True, help="the extracted archive")
-    parser.add_argument("--data_dir", required=True, help="where TFDS datasets are kept")
+    parser.add_argument("--data_dir", required=True, help="the folder of TFDS data sets")
     args = parser.parse_args()
     try:
         for name in prepare(args.name, args.manual_dir, args.data_dir):

@@ -1,9 +1,9 @@
-"""A source that draws its images: two textures with three kinds of defect, no files needed.
+"""Source: drawn images of two textures with three defect types. No files are needed.
 
-For smoke tests and first runs. Every image is a pure function of (category, split, type,
-index). A pattern is a function of continuous coordinates, so that a defect either bends the
-coordinates or is laid over the colours, and its mask is exact: outside of it the image equals,
-bit for bit, the normal image that would have been drawn.
+For smoke tests and first runs. Every image is a pure function of (category, split, defect type,
+index). A pattern is a function of continuous coordinates. A defect either shifts the coordinates
+or is blended over the colours. Its mask is exact: outside the mask the image equals, bit for
+bit, the image that would have been drawn without the defect.
 """
 
 import functools
@@ -16,47 +16,54 @@ import numpy as np
 from data_pipelines.errors import BadInput
 from data_pipelines.items import GOOD, Item
 
-SIZE = 128  # height and width of every image
-TRAIN, TEST_GOOD, TEST_DEFECT = 96, 24, 12  # images: train, test/good, test/each defect
-_NOISE = 0.01  # standard deviation of the sensor noise, of full scale 1
+SIZE = 128  # Height and width of every image.
+TRAIN, TEST_GOOD, TEST_DEFECT = 96, 24, 12  # Images in train, test/good, test/each defect type.
+_NOISE = 0.01  # Standard deviation of the sensor noise, relative to the full scale.
 
 
 def training_items(root: str, category: str) -> list[Item]:
-    """96 normal images. `root` is not read; `category` names a pattern ("" is "weave")."""
+    """Returns 96 normal images.
+
+    Args:
+      root: not used.
+      category: a key of `PATTERNS`; "" is "weave".
+    """
     _pattern(category)
     return [_item(category, "train", GOOD, index) for index in range(TRAIN)]
 
 
 def test_items(root: str, category: str) -> list[Item]:
-    """24 normal images and 12 of each type of `DEFECTS`, those with masks."""
+    """Returns 24 normal images, and 12 with a mask of each type of `DEFECTS`."""
     _pattern(category)
     return [
-        _item(category, "test", type_, index)
-        for type_ in (GOOD, *DEFECTS)
-        for index in range(TEST_GOOD if type_ == GOOD else TEST_DEFECT)
+        _item(category, "test", defect_type, index)
+        for defect_type in (GOOD, *DEFECTS)
+        for index in range(TEST_GOOD if defect_type == GOOD else TEST_DEFECT)
     ]
 
 
-def draw(category: str, split: str, type_: str, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """One image, (128, 128, 3) uint8, and its mask, (128, 128) bool."""
-    name = f"{category or 'weave'}/{split}/{type_}"
+def draw(category: str, split: str, defect_type: str, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws one image, (128, 128, 3) uint8, and its mask, (128, 128) bool."""
+    name = f"{category or 'weave'}/{split}/{defect_type}"
+    # crc32, because Python's own hash of a string differs between processes.
     rng = np.random.default_rng([zlib.crc32(name.encode()), index])
     pattern = _pattern(category)(rng)
-    turn, (dy, dx) = rng.normal(0, 0.02), rng.uniform(-SIZE, SIZE, 2)
+    angle, (dy, dx) = rng.normal(0, 0.02), rng.uniform(-SIZE, SIZE, 2)
     tilt = rng.normal(0, 0.03, 2)
-    gain = rng.normal(1, 0.03) * (1 + rng.normal(0, 0.01, 3))  # illumination, white balance
+    gain = rng.normal(1, 0.03) * (1 + rng.normal(0, 0.01, 3))  # Illumination, white balance.
     noise = rng.normal(0, _NOISE, (SIZE, SIZE, 3))
 
     grid = np.arange(SIZE, dtype=np.float64)
     y, x = np.meshgrid(grid, grid, indexing="ij")
     mask = np.zeros((SIZE, SIZE), bool)
-    bend, paint = np.zeros((2, SIZE, SIZE)), _no_paint
-    if type_ != GOOD:
-        bend, paint, mask = DEFECTS[type_](rng, y, x)
-    # The defect moves with the cloth, so it is bent before the cloth is laid down.
-    by, bx = y + bend[0], x + bend[1]
-    v = by * np.cos(turn) - bx * np.sin(turn) + dy
-    u = by * np.sin(turn) + bx * np.cos(turn) + dx
+    shift, paint = np.zeros((2, SIZE, SIZE)), _no_paint
+    # The defect is drawn last, so that the generator gives the same numbers without it.
+    if defect_type != GOOD:
+        shift, paint, mask = DEFECTS[defect_type](rng, y, x)
+    # The shift is in image coordinates, in which the mask is defined, so it precedes the rotation.
+    shifted_y, shifted_x = y + shift[0], x + shift[1]
+    v = shifted_y * np.cos(angle) - shifted_x * np.sin(angle) + dy
+    u = shifted_y * np.sin(angle) + shifted_x * np.cos(angle) + dx
     light = 1 + (tilt[0] * (y / SIZE - 0.5) + tilt[1] * (x / SIZE - 0.5))
     colours = paint(pattern(v, u)) * gain * light[..., None] + noise
     return np.round(255 * np.clip(colours, 0, 1)).astype(np.uint8), mask
@@ -66,7 +73,7 @@ def draw(category: str, split: str, type_: str, index: int) -> tuple[np.ndarray,
 
 
 def _weave(rng: np.random.Generator) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Plain weave: two sets of threads, over and under in turn."""
+    """Draws a plain weave: two sets of threads that alternate over and under."""
     period = 12 * rng.normal(1, 0.01)
     warp, weft = (
         np.array(c) + rng.normal(0, 0.01, 3) for c in ((0.72, 0.66, 0.55), (0.5, 0.53, 0.6))
@@ -74,8 +81,8 @@ def _weave(rng: np.random.Generator) -> Callable[[np.ndarray, np.ndarray], np.nd
 
     def colours(v, u):
         sv, su = np.sin(np.pi * v / period), np.sin(np.pi * u / period)
-        over = 1 / (1 + np.exp(-6 * sv * su))[..., None]  # which thread lies on top
-        # A round thread is darker at its sides, and towards the end where it dives.
+        over = 1 / (1 + np.exp(-6 * sv * su))[..., None]  # 1 where the warp lies on top.
+        # A round thread is darker at its sides, and where it passes under another.
         shade_warp = (0.45 + 0.55 * np.abs(su) ** 0.5 * (0.7 + 0.3 * np.abs(sv)))[..., None]
         shade_weft = (0.45 + 0.55 * np.abs(sv) ** 0.5 * (0.7 + 0.3 * np.abs(su)))[..., None]
         return over * shade_warp * warp + (1 - over) * shade_weft * weft
@@ -84,7 +91,7 @@ def _weave(rng: np.random.Generator) -> Callable[[np.ndarray, np.ndarray], np.nd
 
 
 def _dots(rng: np.random.Generator) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """A perforated sheet: dark round holes on a square lattice."""
+    """Draws a perforated sheet: dark round holes on a square lattice."""
     pitch = 16 * rng.normal(1, 0.01)
     radius = 4.5 * rng.normal(1, 0.02)
     sheet = np.array((0.68, 0.7, 0.72)) + rng.normal(0, 0.01, 3)
@@ -105,12 +112,12 @@ def _no_paint(colours: np.ndarray) -> np.ndarray:
 
 
 def _overlay(opacity: np.ndarray, colour: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    a = opacity[..., None]
-    return lambda colours: (1 - a) * colours + a * colour
+    opacity = opacity[..., None]
+    return lambda colours: (1 - opacity) * colours + opacity * colour
 
 
 def _spot(rng: np.random.Generator, y: np.ndarray, x: np.ndarray):
-    """A stain: a wavy disc, partly transparent, darker or lighter than the ground."""
+    """Draws a stain: a wavy disc, partly transparent, darker or lighter than the ground."""
     cy, cx = rng.uniform(0.2 * SIZE, 0.8 * SIZE, 2)
     angle = np.arctan2(y - cy, x - cx)
     radius = rng.uniform(6, 14) * (1 + 0.2 * np.sin(3 * angle + rng.uniform(0, 2 * np.pi)))
@@ -121,23 +128,24 @@ def _spot(rng: np.random.Generator, y: np.ndarray, x: np.ndarray):
 
 
 def _cut(rng: np.random.Generator, y: np.ndarray, x: np.ndarray):
-    """A slit: a thin straight segment that shows the dark behind."""
+    """Draws a slit: a thin straight segment, dark and opaque."""
     cy, cx = rng.uniform(0.25 * SIZE, 0.75 * SIZE, 2)
-    angle, half = rng.uniform(0, np.pi), rng.uniform(10, 26)
+    angle, half_length = rng.uniform(0, np.pi), rng.uniform(10, 26)
     along = (y - cy) * np.sin(angle) + (x - cx) * np.cos(angle)
     across = (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)
-    distance = np.hypot(np.maximum(np.abs(along) - half, 0), across)
+    distance = np.hypot(np.maximum(np.abs(along) - half_length, 0), across)
     opacity = np.clip(rng.uniform(1, 2) - distance + 0.5, 0, 1)
     return np.zeros((2, *y.shape)), _overlay(opacity, np.full(3, 0.08)), opacity > 0
 
 
 def _stretch(rng: np.random.Generator, y: np.ndarray, x: np.ndarray):
-    """The ground dragged aside within a disc, by up to 5–9 pixels at its centre."""
+    """Shifts the pattern within a disc, by 5–9 pixels at its centre."""
     cy, cx = rng.uniform(0.25 * SIZE, 0.75 * SIZE, 2)
-    r2 = ((y - cy) ** 2 + (x - cx) ** 2) / rng.uniform(12, 22) ** 2
+    squared_radius = ((y - cy) ** 2 + (x - cx) ** 2) / rng.uniform(12, 22) ** 2
     angle = rng.uniform(0, 2 * np.pi)
-    pull = rng.uniform(5, 9) * np.maximum(1 - r2, 0)
-    return np.stack([pull * np.sin(angle), pull * np.cos(angle)]), _no_paint, r2 < 1
+    pull = rng.uniform(5, 9) * np.maximum(1 - squared_radius, 0)
+    shift = np.stack([pull * np.sin(angle), pull * np.cos(angle)])
+    return shift, _no_paint, squared_radius < 1
 
 
 PATTERNS = {"weave": _weave, "dots": _dots}
@@ -151,23 +159,24 @@ def _pattern(category: str):
     return PATTERNS[category or "weave"]
 
 
-def _item(category: str, split: str, type_: str, index: int) -> Item:
-    where = (category, split, type_, index)
-    name = f"{type_}/{index:03d}.png"
+def _item(category: str, split: str, defect_type: str, index: int) -> Item:
+    arguments = (category, split, defect_type, index)
+    name = f"{defect_type}/{index:03d}.png"
     return Item(
         name=name,
-        image=functools.partial(_png, *where, mask=False),
-        type=type_,
-        mask=None if type_ == GOOD else functools.partial(_png, *where, mask=True),
+        image=functools.partial(_png, *arguments, mask=False),
+        type=defect_type,
+        mask=None if defect_type == GOOD else functools.partial(_png, *arguments, mask=True),
         origin=f"procedural {category or 'weave'}/{split}/{name}",
     )
 
 
-@functools.lru_cache(maxsize=1024)  # files of 35 kB, each read twice or more
-def _png(category: str, split: str, type_: str, index: int, *, mask: bool) -> bytes:
+@functools.lru_cache(maxsize=1024)  # Each file of 35 kB is read twice or more.
+def _png(category: str, split: str, defect_type: str, index: int, *, mask: bool) -> bytes:
+    """Draws an image and returns it or its mask as a PNG file."""
     from PIL import Image
 
-    image, region = draw(category, split, type_, index)
+    image, region = draw(category, split, defect_type, index)
     file = io.BytesIO()
     Image.fromarray(255 * region.astype(np.uint8) if mask else image).save(file, "png")
     return file.getvalue()

@@ -1,23 +1,23 @@
-"""Which images a data set is made of, and how large they are."""
+"""The specification of a data set. Light, because the config imports this module."""
 
 from typing import NamedTuple
 
 
 class DatasetSpec(NamedTuple):
-    """Which images, and how large.
+    """The images of a data set, and the size to which they are resized.
 
     Attributes:
-      source: a key of `SOURCES`.
+      source: a key of `dataset.SOURCES`.
       root: the source's folder; may be "" where the source needs none.
       category: one object or texture class; may be "".
       shape: (h, w) to which all images are resized.
-      groups: the rule of `holdout` by which validation images are held out.
-      cache: the folder of decoded arrays, or "" for `cache.default_cache()`.
+      holdout_groups: the rule of `holdout` that groups the images that are held out together.
+      cache_dir: the folder of decoded arrays, or "" for `cache.default_cache()`.
     """
 
     source: str
     root: str
     category: str
     shape: tuple[int, int]
-    groups: str
-    cache: str
+    holdout_groups: str
+    cache_dir: str

@@ -1,10 +1,10 @@
 """Texture images, from which the corruptions take their patterns (§2.1: DTD in the paper).
 
 Sources, by name:
-    builtin         photographs that scikit-image carries, in crops of several scales, and
-                    drawn patterns: nothing to download
-    tfds:DATA_DIR   the TFDS dataset `dtd`, prepared as array_record; all of its splits
-    DIR             every image in a folder tree, whatever its depth
+    builtin         photographs of scikit-image, in crops of several scales, and drawn patterns;
+                    nothing is downloaded
+    tfds:DATA_DIR   the TFDS data set `dtd`, prepared as array_record; all of its splits
+    DIR             every image in a folder, at any depth
 Images of the last two are resized by their short side and cropped to the central square.
 """
 
@@ -44,18 +44,19 @@ PHOTOGRAPHS = (
     "rocket.jpg",
     "text.png",
 )
-PER_FAMILY = 12  # crops of each photograph, images of each drawn pattern
-_BUILTIN_VERSION = 1  # part of the cache key: raise it whenever the drawn images change
+PER_FAMILY = 12  # Crops of each photograph, and images of each drawn pattern.
+# Part of the cache key: increase the number whenever the built-in images change.
+_BUILTIN_VERSION = 1
 
 
 class Textures(NamedTuple):
-    """Images to corrupt with.
+    """Texture images for the corruptions of training and validation.
 
     Attributes:
       train: uint8 (n, size, size, 3).
-      held_out: uint8 (m, size, size, 3), for the corruptions of validation: no image of
-        `train`, and of the built-in ones no other crop or drawing of the same family either.
-      fingerprint: 32 hex digits over the encoded images, the size and the division.
+      held_out: uint8 (m, size, size, 3), for the corruptions of validation; disjoint from
+        `train`. Built-in images are held out by whole families (a photograph or a pattern).
+      fingerprint: 32 hex digits, a hash of the encoded images, the size and the split.
     """
 
     train: np.ndarray
@@ -64,11 +65,11 @@ class Textures(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """Images not yet decoded.
+    """Texture images that are not yet decoded.
 
     Attributes:
-      families: for each image the name of what is held out as a whole.
-      digests: for each image, of all that it depends on.
+      families: the family of each image; a family is held out as a whole.
+      digests: a hash for each image, of everything that it depends on.
       row: (index, size) -> uint8 (size, size, 3).
     """
 
@@ -77,15 +78,21 @@ class _Source(NamedTuple):
     row: Callable[[int, int], np.ndarray]
 
 
-def open_textures(name: str, *, size: int, cache: str, seed: int, holdout: float = 0.1) -> Textures:
+def open_textures(
+    name: str, *, size: int, cache_dir: str, seed: int, holdout_fraction: float = 0.1
+) -> Textures:
     """Opens a texture source, decoded and resized once and cached.
 
     Args:
       name: "builtin", "tfds:DATA_DIR" or a folder.
-      size: height and width of the images handed out.
-      cache: folder of decoded arrays, or "" for `cache.default_cache()`.
-      seed: draws the held-out images.
-      holdout: their share; at least one image or family.
+      size: height and width of the returned images.
+      cache_dir: folder of decoded arrays, or "" for `cache.default_cache()`.
+      seed: the seed by which the held-out images are drawn.
+      holdout_fraction: the fraction of the families held out; at least one family. In a folder
+        and in DTD every image is a family.
+
+    Returns:
+      The textures for training and those held out.
 
     Raises:
       BadInput: one line naming the folder or file at fault.
@@ -99,31 +106,34 @@ def open_textures(name: str, *, size: int, cache: str, seed: int, holdout: float
     families = sorted(set(source.families))
     if len(families) < 2:
         raise BadInput(f"{name}: {len(families)} texture image, at least two needed")
-    chosen = held_out(families, "none", share=holdout, seed=seed)
+    held_out_families = held_out(families, "none", fraction=holdout_fraction, seed=seed)
 
     shape = (len(source.families), size, size, 3)
     key = content_key("textures", decode.VERSION, size, source.digests)
     build = functools.partial(_build, shape, source.row)
-    images = cached(cache, key, [shape], build)
-    unseen = np.array([family in chosen for family in source.families])
+    images = cached(cache_dir, key, [shape], build)
+    is_held_out = np.array([family in held_out_families for family in source.families])
     return Textures(
-        train=images[~unseen],
-        held_out=images[unseen],
-        fingerprint=content_key(key, unseen.tolist()),
+        train=images[~is_held_out],
+        held_out=images[is_held_out],
+        fingerprint=content_key(key, is_held_out.tolist()),
     )
 
 
 def _build(shape: tuple[int, ...], row: Callable[[int, int], np.ndarray]):
+    """Returns what `cached` expects of its argument `build`."""
     return shape, lambda i: row(i, shape[1])
 
 
 def _folder(directory: str) -> _Source:
+    """Lists every image in a folder."""
     paths = image_files(Path(directory))
     names = [path.relative_to(directory).as_posix() for path in paths]
-    return _encoded(names, [path.read_bytes for path in paths], [str(path) for path in paths])
+    return _from_files(names, [path.read_bytes for path in paths], [str(path) for path in paths])
 
 
 def _dtd(root: str) -> _Source:
+    """Lists all images of the prepared TFDS data set `dtd`."""
     command = (
         "tfds build dtd --file_format=array_record --data_dir=DATA_DIR "
         "(needs TensorFlow and the network; reading does not)"
@@ -131,15 +141,17 @@ def _dtd(root: str) -> _Source:
     directory = tfds_source.version_dir(root, "dtd", command)
     records = tfds_source.records(directory, "all", ("image", "file_name"))
     names = [record["file_name"].decode() for record in records]
-    reads = [functools.partial(_image_of, records, i) for i in range(len(names))]
-    return _encoded(names, reads, [f"{directory}/{name}" for name in names])
+    reads = [functools.partial(_read_image, records, i) for i in range(len(names))]
+    return _from_files(names, reads, [f"{directory}/{name}" for name in names])
 
 
-def _image_of(records, index: int) -> bytes:
+def _read_image(records, index: int) -> bytes:
     return records[index]["image"]
 
 
-def _encoded(names: list[str], reads: list[Callable[[], bytes]], origins: list[str]) -> _Source:
+def _from_files(names: list[str], reads: list[Callable[[], bytes]], origins: list[str]) -> _Source:
+    """Describes encoded files, each of which is a family."""
+
     def data(i: int) -> bytes:
         return decode.read_encoded(reads[i], origins[i])
 
@@ -151,7 +163,7 @@ def _encoded(names: list[str], reads: list[Callable[[], bytes]], origins: list[s
 
 
 def _square(data: bytes, origin: str, size: int) -> np.ndarray:
-    """The central square of the image, resized so that its short side is `size`."""
+    """Decodes the central square of an image, resized so that its short side is `size`."""
     height, width = decode.image_shape(data, origin)
     short = min(height, width)
     height, width = round(height * size / short), round(width * size / short)
@@ -161,8 +173,10 @@ def _square(data: bytes, origin: str, size: int) -> np.ndarray:
 
 
 def _builtin() -> _Source:
+    """Describes the crops of photographs and the drawn patterns."""
     photographs = [name for name in PHOTOGRAPHS if _photograph_path(name).is_file()]
     families = [name for name in (*photographs, *patterns.FAMILIES) for _ in range(PER_FAMILY)]
+    # Photographs are hashed, because another version of scikit-image may contain other files.
     content = {
         name: hashlib.sha256(_photograph_path(name).read_bytes()).hexdigest()
         for name in photographs
@@ -180,16 +194,17 @@ def _builtin() -> _Source:
 
 
 def _crop(name: str, index: int, size: int) -> np.ndarray:
-    """A random square of a photograph, its side between a quarter and the whole of the short."""
+    """Draws a random square of a photograph, 1/4 to 1 times as long as its short side."""
     image = _photograph(name)
     rng = np.random.default_rng([zlib.crc32(name.encode()), index])
+    # The side is log-uniform, so that every octave of scale is equally likely.
     side = min(image.size) * np.exp(rng.uniform(np.log(0.25), 0))
     left, top = rng.uniform(0, 1, 2) * (np.array(image.size) - side)
     box = (float(left), float(top), float(left + side), float(top + side))
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
-@functools.lru_cache(maxsize=4)  # the crops of one follow each other
+@functools.lru_cache(maxsize=4)  # Successive crops are of the same photograph.
 def _photograph(name: str) -> Image.Image:
     data = _photograph_path(name).read_bytes()
     return Image.fromarray(decode.decode_image(data, name, decode.image_shape(data, name), 3))

@@ -1,13 +1,13 @@
-"""Any one-class source as a TFDS dataset: the features and the loop of `mvtec_ad` and `visa`.
+"""The TFDS builder that `mvtec_ad` and `visa` share: its features and the loop over the items.
 
 Features of one example:
   image: the official file, byte for byte.
-  mask: PNG, one channel, 0 = normal and 255 = anomalous, the size of the image; normal images
-    have one too, all 0, so that every example has the same structure.
+  mask: PNG of the image's size, one channel, 0 = normal and 255 = anomalous. Normal images have
+    one too, all 0, so that every example has the same structure.
   label: 0 = "normal", 1 = "anomalous".
-  type: "good" or the type of the defect.
+  type: "good" or the defect type.
   name: the file's path inside the split, for example "crack/003.png".
-Splits: train (normal images only) and test, in the order of the official files.
+The splits are train (normal images only) and test, in the order of the official files.
 
 Importing this module imports TFDS, which takes a second; nothing here needs TensorFlow.
 """
@@ -30,7 +30,7 @@ LABELS = ["normal", "anomalous"]
 
 
 class OneClassBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Writes the items of a category, which is the name of the builder's configuration."""
+    """A TFDS builder of one category, which is the name of the builder's configuration."""
 
     VERSION = tfds.core.Version("1.0.0")
     HOMEPAGE: str
@@ -38,7 +38,7 @@ class OneClassBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     @abc.abstractmethod
     def items(self, root: str, category: str) -> dict[str, list[Item]]:
-        """The items of "train" and "test" below the manual directory `root`."""
+        """Returns the items of "train" and "test" below the manual directory `root`."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -62,7 +62,7 @@ class OneClassBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         root, category = dl_manager.manual_dir, str(self.builder_config_name)
         if not Path(root, category).is_dir():
             raise BadInput(f"{root}: no folder {category} in this manual directory")
-        # Listed before anything is written, so that a wrong directory costs nothing.
+        # The items are listed before anything is written, because a wrong directory shows here.
         splits = self.items(str(root), category)
         return {split: self._generate_examples(items) for split, items in splits.items()}
 
@@ -82,6 +82,7 @@ class OneClassBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def _mask(item: Item, shape: tuple[int, int]) -> bytes:
+    """Returns the item's mask as a PNG file, after a check of its size."""
     origin = f"mask of {item.origin}"
     if item.type == GOOD:
         mask = np.zeros(shape, bool)

@@ -1,6 +1,6 @@
-"""Categories prepared as TFDS datasets: `mvtec_ad/CATEGORY`, `visa/CATEGORY` and the like.
+"""Source: categories prepared as TFDS data sets, such as `mvtec_ad/CATEGORY`, `visa/CATEGORY`.
 
-Any TFDS dataset with the features of `data_pipelines.tfds_builder` serves, if its files are
+Any TFDS data set with the features of `data_pipelines.tfds_builder` can be read if its files are
 array_record. Records are read as encoded bytes; TensorFlow is not needed.
 """
 
@@ -16,30 +16,36 @@ _FEATURES = ("image", "mask", "type", "name")
 
 
 def training_items(root: str, category: str) -> list[Item]:
-    """The split "train" of `category` ("DATASET/CATEGORY") under the TFDS folder `root`."""
+    """Returns the split "train" of `category` ("DATASET/CATEGORY") in the TFDS folder `root`."""
     return _items(root, category, "train")
 
 
 def test_items(root: str, category: str) -> list[Item]:
-    """The split "test", with masks for every type but "good"."""
+    """Returns the split "test", with a mask for every image that is not "good"."""
     return _items(root, category, "test")
 
 
 def version_dir(root: str, name: str, command: str) -> Path:
-    """The newest prepared version of the TFDS dataset `name` ("DATASET[/CONFIG]") in `root`.
+    """Returns the folder of a TFDS data set's newest prepared version.
+
+    Args:
+      root: the folder of TFDS data sets.
+      name: "DATASET" or "DATASET/CONFIG".
+      command: a command that prepares the data set, for the error message.
 
     Raises:
-      BadInput: there is none; the message offers `command`.
+      BadInput: no version is prepared.
     """
-    found = [path.parent for path in Path(root, name).glob("[0-9]*.*.*/dataset_info.json")]
-    if not found:
+    versions = [path.parent for path in Path(root, name).glob("[0-9]*.*.*/dataset_info.json")]
+    if not versions:
         raise BadInput(f"{Path(root, name)}: no prepared TFDS dataset; prepare it by: {command}")
-    return max(found, key=lambda path: [int(number) for number in path.name.split(".")])
+    # Versions are compared as numbers, because as text "10.0.0" precedes "9.0.0".
+    return max(versions, key=lambda path: [int(number) for number in path.name.split(".")])
 
 
 @functools.cache
 def records(directory: Path, split: str, features: tuple[str, ...]) -> Sequence[dict[str, bytes]]:
-    """A split of a prepared dataset, each record as the stored bytes of these features."""
+    """Returns a split of a prepared data set; a record is the stored bytes of these features."""
     import tensorflow_datasets as tfds
 
     builder: Any = tfds.builder_from_directory(directory)
@@ -50,10 +56,10 @@ def records(directory: Path, split: str, features: tuple[str, ...]) -> Sequence[
         skip = dict.fromkeys(features, tfds.decode.SkipDecoding())
         return builder.as_data_source(split, decoders=skip)
     except NotImplementedError as error:
-        kind = builder.info.file_format
+        file_format = builder.info.file_format
         raise BadInput(
-            f"{directory}: prepared as {kind.value if kind else 'unknown'}, which has no random "
-            "access; prepare it with file_format='array_record'"
+            f"{directory}: prepared as {file_format.value if file_format else 'unknown'}, which "
+            "has no random access; prepare it with file_format='array_record'"
         ) from error
 
 
@@ -63,16 +69,17 @@ def _items(root: str, category: str, split: str) -> list[Item]:
     command = f"python -m data_pipelines.prepare {category} --manual_dir=DIR --data_dir={root}"
     directory = version_dir(root, category, command)
     items = []
-    # One pass over the whole file for the names: cheaper than a second file to keep in step.
+    # The names are read from the records themselves, because a separate list of names would have
+    # to be kept consistent with them.
     for index, record in enumerate(records(directory, split, _FEATURES)):
-        name, kind = record["name"].decode(), record["type"].decode()
+        name, defect_type = record["name"].decode(), record["type"].decode()
         read = functools.partial(_read, directory, split, index)
         items.append(
             Item(
                 name=name,
                 image=functools.partial(read, "image"),
-                type=kind,
-                mask=None if kind == GOOD else functools.partial(read, "mask"),
+                type=defect_type,
+                mask=None if defect_type == GOOD else functools.partial(read, "mask"),
                 origin=f"{directory}/{split}/{name}",
             )
         )
@@ -80,5 +87,5 @@ def _items(root: str, category: str, split: str) -> list[Item]:
 
 
 def _read(directory: Path, split: str, index: int, field: str) -> bytes:
-    # By value, not by a handle, so that items can be sent to worker processes.
+    # The arguments are plain values, no open reader, so that items can be pickled.
     return records(directory, split, _FEATURES)[index][field]

@@ -1,4 +1,4 @@
-"""TFDS builder of VisA, from the extracted archive. Prepared by `data_pipelines.prepare`."""
+"""TFDS builder of VisA, from the extracted archive. `data_pipelines.prepare` runs it."""
 
 import csv
 from pathlib import Path
@@ -23,13 +23,13 @@ CATEGORIES = (
     "pcb4",
     "pipe_fryum",
 )
-SPLIT_FILE = "split_csv/1cls.csv"  # the standard one-class split
+SPLIT_FILE = "split_csv/1cls.csv"  # The official one-class split.
 COLUMNS = ("object", "split", "label", "image", "mask")
 _TYPES = {"normal": GOOD, "anomaly": "anomaly"}
 
 
 class Visa(OneClassBuilder):
-    """VisA: twelve objects, photographed in colour, with pixel masks; one type, "anomaly"."""
+    """VisA: twelve objects in colour, with pixel masks and one defect type, "anomaly"."""
 
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in CATEGORIES]  # noqa: RUF012
     MANUAL_DOWNLOAD_INSTRUCTIONS = """
@@ -46,6 +46,7 @@ class Visa(OneClassBuilder):
     }"""
 
     def items(self, root: str, category: str) -> dict[str, list[Item]]:
+        """Returns the items of "train" and "test" by the official split file."""
         splits = {"train": [], "test": []}
         for number, row in _rows(Path(root, SPLIT_FILE)):
             if row["object"] == category:
@@ -62,8 +63,9 @@ class Visa(OneClassBuilder):
 
 
 def _rows(path: Path):
-    """(line number, row) of the split file."""
+    """Yields (line number, row) of the split file."""
     try:
+        # "utf-8-sig" also reads a file that a spreadsheet has saved with a byte order mark.
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             missing = set(COLUMNS) - set(reader.fieldnames or ())
@@ -77,11 +79,11 @@ def _rows(path: Path):
 
 def _item(root: Path, row: dict[str, str]) -> Item:
     image = root / row["image"]
-    kind = _TYPES[row["label"]]
+    defect_type = _TYPES[row["label"]]
     return Item(
-        name=f"{kind}/{image.name}",
+        name=f"{defect_type}/{image.name}",
         image=image.read_bytes,
-        type=kind,
+        type=defect_type,
         mask=(root / row["mask"]).read_bytes if row["mask"] else None,
         origin=str(image),
     )

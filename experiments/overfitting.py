@@ -1,30 +1,32 @@
-"""Does the projection overfit less than a segmentation network, as §3.3 of the paper says?
+"""Compares the overfitting of the projection with that of a segmentation network (§3.3).
 
-    python benchmarks/overfitting.py --config=configs/elpv.py --workdir=W [--config.KEY=VALUE …]
+    python experiments/overfitting.py --config=configs/elpv.py --workdir=W [--config.KEY=VALUE …]
         [--images=64] [--steps=4000] [--points 125 250 500 1000 2000 4000]
 
-Two runs of one config, in W/projection and W/segmentation, differ in `method` alone: same images,
-corruptions, network, steps and learning rate. The rate is constant, whatever the config says, so
-that the model at every point is what a run of so many steps would have given. They train on
---images of the training images (0: on all), since few are learned by heart sooner. Repeated, the
-command goes on where it was. At every point the checkpoint is read back and judged on
+Two runs, in W/projection and W/segmentation, have the same images, corruptions, network, steps
+and learning rate; only `method` differs. The learning rate is constant, whatever the config says,
+so that the model at every point equals the result of a run of that length. The runs train on
+--images of the training images (0: on all), because overfitting appears sooner on few images. An
+interrupted experiment continues when it is started again. At every point the checkpoint is read
+and evaluated on four sets:
 
-    training   training images under training textures
-    held_out   held-out images under held-out textures
-    unseen     held-out images under another kind of corruption, cutpaste
+    training   training images with training textures
+    held_out   held-out images with held-out textures
+    unseen     held-out images with another kind of corruption, cutpaste
     real       the test split with its real defects
 
-The first three are `train.validation_examples` fixed examples each. Masks and cuts of textures are
-fresh in all of them; held-out textures are of other families than training textures and may be
-harder or easier to find, so it is the course of a gap that tells of overfitting, not the gap.
+The first three have `train.validation_examples` fixed examples each. None of their masks and
+texture crops was used in training. Held-out textures belong to other families than training
+textures and may be easier or harder to detect. Therefore the change of a gap over the steps shows
+overfitting, and the gap itself does not.
 
-    pixel_ap           average precision of the map: against M > 0.1, or the masks of the defects
-    loss               eq. 1, or cross-entropy + Dice: not to be compared between the methods
-    image_auroc_SCORE  by sum, max and topk of the map
-    bias               of the projection: root mean square of f(x) − x on uncorrupted images
+    pixel_ap           average precision of the map, against M > 0.1 or the masks of the defects
+    loss               eq. 1, or cross-entropy + Dice; not comparable between the methods
+    image_auroc_SCORE  by the scores sum, max and topk
+    on_manifold_bias   for the projection: root mean square of f(x) − x on uncorrupted images
 
-Nothing is chosen here, neither a step nor a threshold or a setting: test images are read for the
-curve alone. W/overfitting.json, .md and .png hold the numbers, the tables and the curves.
+No step, threshold or setting is selected here, so test images serve for the curves only. The
+results are W/overfitting.json, .md and .png: numbers, tables and curves.
 """
 
 import argparse
@@ -50,24 +52,32 @@ from pae_jax.detection import REPORTED_SCORES
 from pae_jax.devices import process
 from pae_jax.workdir import checkpoint, files, provenance, record, run, trained_model, validation
 
-COLOURS = {"projection": "tab:blue", "segmentation": "tab:orange"}  # the two methods
+COLOURS = {"projection": "tab:blue", "segmentation": "tab:orange"}  # by method
 STYLES = {"training": "-", "held_out": "--", "unseen": ":", "real": "-."}
 UNSEEN = "cutpaste"
 QUANTITIES = {
     "pixel_ap": ("training", "held_out", "unseen", "real"),
     "loss": ("training", "held_out", "unseen"),
-    "bias": ("training", "held_out"),
+    "on_manifold_bias": ("training", "held_out"),
     **{f"image_auroc_{kind}": ("real",) for kind in REPORTED_SCORES},
 }
-Row = dict[str, Any]  # "method", "step", and QUANTITY_SET: a number, NaN where undefined
+# "method", "step" and, for each quantity and set, "QUANTITY_SET": a number, NaN if undefined.
+Row = dict[str, Any]
 
 
 class Unfinished(Exception):
-    """A run came to no end."""
+    """A run that diverged or was stopped."""
 
 
 class Data(NamedTuple):
-    """What the models are judged on, and how much there is of it."""
+    """The images on which the models are evaluated.
+
+    Attributes:
+      examples: the fixed corrupted examples by set, in batches.
+      test: the test split.
+      channels: the channels of the stored images.
+      counts: the numbers of images by name.
+    """
 
     examples: dict[str, list[CorruptedBatch]]
     test: TestSplit
@@ -78,48 +88,56 @@ class Data(NamedTuple):
 def configurations(
     config_file: str, overrides: Sequence[str], images: int, steps: int, points: Sequence[int]
 ) -> dict[str, Config]:
-    """The config of each method.
+    """Returns the configuration of each method.
+
+    Args:
+      config_file: a config file, with an optional ":ARG".
+      overrides: `--config.KEY=VALUE` for both methods.
+      images: the number of training images; 0 for all.
+      steps: the number of training steps.
+      points: the steps at which the models are evaluated.
 
     Raises:
-      BadInput: one line that names the option or the key.
+      BadInput: with one line that names the option or the key.
     """
     first = points[0]
     if first < 1 or list(points) != sorted({*points}) or points[-1] > steps:
         raise BadInput(f"--points: ascending, from 1 to --steps={steps}, not {listed(points)}")
     if any(point % first for point in points):
         raise BadInput(f"--points: multiples of the first one, not {listed(points)}")
-    own = {
+    fixed = {
         "data.max_images": images,
         "optimizer.schedule": "constant",
         "train.steps": steps,
         "train.checkpoint_every": first,
-        # All of them: a run that is interrupted saves there too, and no point may go for that.
+        # All checkpoints are kept. Otherwise the one that an interrupted run saves in addition
+        # would displace one of the points.
         "train.keep_checkpoints": steps,
     }
     for word in overrides:
         key = word.removeprefix("--config.").partition("=")[0]
-        if key in (*own, "method"):
+        if key in (*fixed, "method"):
             raise BadInput(f"{key}: set by the experiment; see --images, --steps and --points")
     configs = {}
     for method in COLOURS:
-        values = {**own, "method": method}
+        values = {**fixed, "method": method}
         words = [f"--config.{key}={value}" for key, value in values.items()]
         configs[method] = load(config_file, [*overrides, *words])
         methods.check(configs[method])
         if configs[method].corruption.kind == UNSEEN:
-            raise BadInput(f"corruption.kind: {UNSEEN} is the kind that must not be trained on")
+            raise BadInput(f"corruption.kind: {UNSEEN} is the unseen kind, so not for training")
     return configs
 
 
 def open_everything(config: Config) -> Data:
-    """The fixed examples and the test split; the same for both methods."""
+    """Opens the fixed examples and the test split, which are the same for both methods."""
     split, textures = run.open_data(config)
-    other = dataclasses.replace(config.corruption, kind=UNSEEN)
+    unseen = dataclasses.replace(config.corruption, kind=UNSEEN)
     examples = {
         "training": validation.fixed_examples(split.images, textures.train, config),
         "held_out": validation.fixed_examples(split.held_out, textures.held_out, config),
         "unseen": validation.fixed_examples(
-            split.held_out, textures.held_out, dataclasses.replace(config, corruption=other)
+            split.held_out, textures.held_out, dataclasses.replace(config, corruption=unseen)
         ),
     }
     test = open_test(config.data.spec, channels=split.channels)
@@ -133,8 +151,8 @@ def open_everything(config: Config) -> Data:
     return Data(examples, test, split.channels, counts)
 
 
-def judge(workdir: Path, config: Config, points: Sequence[int], data: Data) -> list[Row]:
-    """A row a point, of the run in `workdir`."""
+def evaluate(workdir: Path, config: Config, points: Sequence[int], data: Data) -> list[Row]:
+    """Evaluates the run in `workdir` at each point; returns one row per point."""
     measure = validation.make_measure(config)
     rows = []
     for point in points:
@@ -142,77 +160,84 @@ def judge(workdir: Path, config: Config, points: Sequence[int], data: Data) -> l
         if step != point:
             raise BadInput(f"{workdir}: the checkpoint of step {point} is gone or unreadable")
         model = trained_model.Model(config, state.eval_params, step, data.channels)
-        found = {name: measure(model.params, batches)[0] for name, batches in data.examples.items()}
-        found["real"] = judge_real(model, data.test)
+        values = {
+            name: measure(model.params, batches)[0] for name, batches in data.examples.items()
+        }
+        values["real"] = evaluate_test(model, data.test)
         row: Row = {"method": config.method, "step": step}
         for quantity, sets in QUANTITIES.items():
-            row |= {f"{quantity}_{name}": found[name].get(quantity, math.nan) for name in sets}
+            row |= {f"{quantity}_{name}": values[name].get(quantity, math.nan) for name in sets}
         rows.append(row)
-        print(f"{config.method}: step {step} judged", flush=True)
+        print(f"{config.method}: step {step} evaluated", flush=True)
     return rows
 
 
-def judge_real(model: trained_model.Model, test: TestSplit) -> dict[str, float]:
-    """At the network's size, as `pae evaluate` has it by default."""
-    found = list(detection.detect_all(model.params, test.images, model.config))
+def evaluate_test(model: trained_model.Model, test: TestSplit) -> dict[str, float]:
+    """Evaluates the test split at the network's size, which is the default of `pae evaluate`."""
+    detections = list(detection.detect_all(model.params, test.images, model.config))
     values = {
         f"image_auroc_{kind}": metrics.auroc(
-            np.array([one.scores[kind] for one in found]), test.labels
+            np.array([detection.scores[kind] for detection in detections]), test.labels
         )
         for kind in REPORTED_SCORES
     }
     if test.masks is not None:
-        maps = np.stack([one.map for one in found])
+        maps = np.stack([detection.map for detection in detections])
         values["pixel_ap"] = metrics.average_precision(maps, test.masks)
     return values
 
 
 def columns(rows: Sequence[Row], quantity: str) -> list[str]:
-    """The sets for which some row has a number."""
-    sets = QUANTITIES[quantity]
-    return [s for s in sets if any(math.isfinite(row[f"{quantity}_{s}"]) for row in rows)]
+    """Returns the sets for which at least one row has a number."""
+    return [
+        name
+        for name in QUANTITIES[quantity]
+        if any(math.isfinite(row[f"{quantity}_{name}"]) for row in rows)
+    ]
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """A table a method, a line a point; in Markdown."""
+    """Returns one Markdown table per method with one line per point."""
     lines = []
     for method in COLOURS:
-        chosen = [row for row in rows if row["method"] == method]
-        names = [f"{q}_{name}" for q in QUANTITIES for name in columns(chosen, q)]
+        method_rows = [row for row in rows if row["method"] == method]
+        names = [f"{q}_{name}" for q in QUANTITIES for name in columns(method_rows, q)]
         header = " | ".join(name.replace("_", " ") for name in names)
         lines += [f"{method}:", "", f"| steps | {header} |", "| --- |" + " --- |" * len(names)]
-        for row in chosen:
+        for row in method_rows:
             cells = [f"{row[n]:.4g}" if math.isfinite(row[n]) else "–" for n in names]
             lines.append(f"| {row['step']} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
 
 
-def picture(rows: Sequence[Row]) -> bytes:
-    """PNG: a panel a quantity, over the steps; a panel each for the methods' losses."""
+def chart(rows: Sequence[Row]) -> bytes:
+    """Returns a PNG with one panel per quantity over the steps; each loss has its own panel."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    together = [(quantity, [*COLOURS]) for quantity in QUANTITIES if quantity != "loss"]
-    panels = [(q, ms) for q, ms in together if columns(rows, q)]
+    quantities = [name for name in QUANTITIES if name != "loss" and columns(rows, name)]
+    panels = [(quantity, [*COLOURS]) for quantity in quantities]
+    # The losses of the two methods are not comparable.
     panels[1:1] = [("loss", [method]) for method in COLOURS]
-    across, down = 4, -(-len(panels) // 4)
-    figure = Figure(figsize=(14, 3.2 * down + 0.6), layout="constrained")
+    column_count, row_count = 4, -(-len(panels) // 4)
+    figure = Figure(figsize=(14, 3.2 * row_count + 0.6), layout="constrained")
     lines: dict[tuple[str, str], Any] = {}
     steps = sorted({row["step"] for row in rows})
-    for place, (quantity, shown) in enumerate(panels, 1):
-        axes = figure.add_subplot(down, across, place)
-        for method in shown:
-            chosen = [row for row in rows if row["method"] == method]
-            for name in columns(chosen, quantity):
-                values = [row[f"{quantity}_{name}"] for row in chosen]
+    for index, (quantity, panel_methods) in enumerate(panels, 1):
+        axes = figure.add_subplot(row_count, column_count, index)
+        for method in panel_methods:
+            method_rows = [row for row in rows if row["method"] == method]
+            for name in columns(method_rows, quantity):
+                values = [row[f"{quantity}_{name}"] for row in method_rows]
                 style = f"o{STYLES[name]}"
                 (line,) = axes.plot(steps, values, style, color=COLOURS[method], markersize=3)
                 lines.setdefault((method, name), line)
         axes.set_xscale("log")
         axes.set_xticks(steps, map(str, steps))
         axes.minorticks_off()
-        axes.set_title(quantity.replace("_", " ") + (f", {shown[0]}" if len(shown) == 1 else ""))
+        single = f", {panel_methods[0]}" if len(panel_methods) == 1 else ""
+        axes.set_title(quantity.replace("_", " ") + single)
         axes.set_xlabel("steps")
         axes.grid(alpha=0.3)
     order = [(method, name) for method in COLOURS for name in STYLES if (method, name) in lines]
@@ -224,30 +249,31 @@ def picture(rows: Sequence[Row]) -> bytes:
 
 
 def without_folders(text: str) -> str:
-    """Absolute paths in a word or a value, cut down to their last part."""
+    """Shortens the absolute paths in a word or a value to their last part."""
     return re.sub(r"(?<![^=:])[/~](.*/)?(?=[^/])", "", text)
 
 
 def write(
     workdir: Path, command: str, config: Config, counts: Mapping[str, int], rows: Sequence[Row]
 ) -> str:
-    """The three files; returns the text of overfitting.md."""
+    """Writes the three files; returns the text of overfitting.md."""
     values = config.to_dict()
     del values["method"]
-    for key in ("root", "textures", "cache"):
+    # The results are published, and the paths of a machine do not belong there.
+    for key in ("root", "textures", "cache_dir"):
         values["data"][key] = without_folders(values["data"][key])
     source = provenance.line("jax", "flax", "optax", "numpy")
-    record = {"provenance": source, "config": values, "counts": counts, "unseen": UNSEEN}
-    told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
+    settings = {"provenance": source, "config": values, "counts": counts, "unseen": UNSEEN}
+    sizes = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
     text = "\n".join(
         (
             "# Overfitting: projection and segmentation",
             "",
             f"{source}",
             "",
-            f"{told}; constant learning rate {config.optimizer.learning_rate:g}; the kind of "
-            f"corruption trained on: {config.corruption.kind}, unseen: {UNSEEN}. What the columns "
-            "are stands in benchmarks/overfitting.py. Again:",
+            f"{sizes}; constant learning rate {config.optimizer.learning_rate:g}; kind of "
+            f"corruption in training: {config.corruption.kind}, unseen: {UNSEEN}. The columns are "
+            "described in experiments/overfitting.py. To repeat:",
             "",
             f"    {command}",
             "",
@@ -256,43 +282,51 @@ def write(
             "",
         )
     )
-    files.write_json(workdir / "overfitting.json", {**record, "rows": rows})
+    files.write_json(workdir / "overfitting.json", {**settings, "rows": rows})
     files.write_atomically(workdir / "overfitting.md", text)
-    files.write_atomically(workdir / "overfitting.png", picture(rows))
+    files.write_atomically(workdir / "overfitting.png", chart(rows))
     return text
 
 
 def listed(points: Sequence[int]) -> str:
+    """Formats points as they are given on the command line."""
     return " ".join(map(str, points))
 
 
-def experiment(options: argparse.Namespace, overrides: Sequence[str]) -> str:
-    """All of it; returns the text of overfitting.md.
+def run_experiment(options: argparse.Namespace, overrides: Sequence[str]) -> str:
+    """Trains and evaluates both methods and writes the results.
+
+    Args:
+      options: the options of the command line.
+      overrides: `--config.KEY=VALUE` for both methods.
+
+    Returns:
+      The text of overfitting.md.
 
     Raises:
-      BadInput: one line that names the option, key, file or folder, before any work starts.
+      BadInput: with one line that names the option, key, file or folder; no work has started.
       Unfinished: a run diverged or was stopped.
     """
     steps = options.steps
     if options.points is None and steps % 32:
-        raise BadInput(f"--points: name them, where 32 does not divide --steps={steps}")
+        raise BadInput(f"--points: required, because 32 does not divide --steps={steps}")
     points = options.points or [steps // 32 * 2**i for i in range(6)]
     configs = configurations(options.config, overrides, options.images, steps, points)
     for method, config in configs.items():
         record.check_workdir(options.workdir / method, config)
     config = next(iter(configs.values()))
     data = open_everything(config)
-    for method, one in configs.items():
+    for method, method_config in configs.items():
         print(f"{method}: training", flush=True)
-        result = train.train_and_evaluate(one, options.workdir / method)
+        result = train.train_and_evaluate(method_config, options.workdir / method)
         if result.outcome != train.FINISHED:
             raise Unfinished(f"{method}: {result.outcome} at step {result.step}")
     rows = []
-    for method, one in configs.items():
-        rows += judge(options.workdir / method, one, points, data)
+    for method, method_config in configs.items():
+        rows += evaluate(options.workdir / method, method_config, points, data)
     words = [f"--config={options.config}", "--workdir=W", *overrides]
     words += [f"--images={options.images}", f"--steps={steps}", "--points", *map(str, points)]
-    command = f"python benchmarks/overfitting.py {shlex.join(map(without_folders, words))}"
+    command = f"python experiments/overfitting.py {shlex.join(map(without_folders, words))}"
     return write(options.workdir, command, config, data.counts, rows)
 
 
@@ -304,13 +338,13 @@ def main() -> int:
     parser.add_argument("--workdir", required=True, type=Path, help="holds the runs and results")
     parser.add_argument("--images", type=int, default=64, help="training images; 0: all")
     parser.add_argument("--steps", type=int, default=4000)
-    points = "steps at which to judge, multiples of the first; by default six, doubling to --steps"
+    points = "evaluate at these steps, multiples of the first; default: six, doubling to --steps"
     parser.add_argument("--points", type=int, nargs="+", help=points)
     options, overrides = parser.parse_known_args()
     process.start()
     checkpoint.silence_background_errors()
     try:
-        print(experiment(options, overrides))
+        print(run_experiment(options, overrides))
     except (BadInput, CannotWrite, Unfinished) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2 if isinstance(error, BadInput) else 1

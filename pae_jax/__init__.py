@@ -1,0 +1,102 @@
+"""pae_jax: projecting autoencoders for structural anomaly detection, in JAX and Flax.
+
+After "Rethinking Structural Anomaly Detection: From Decision Boundaries to Projection
+Operators" (arXiv 2606.15280). A U-Net f learns from normal images alone to undo synthetic
+corruptions. It becomes a projection onto the manifold of normal images, and whatever it changes
+in a test image is anomalous.
+
+Where things are
+----------------
+
+The method, one module per concept of the paper:
+
+    corruption      x̂ = M⊙y + (1−M)⊙x, eq. 13: the kinds of corruption
+    masks           the masks M: shapes, opacity, placement
+    augmentation    flips, rotations and other policies (§4)
+    image_ops       conversion, cropping, resampling, blocks of pixels, padding
+    objective       the loss, eq. 1, and the weighted penalties of appendix A.3
+    projection      A.3: the Jacobian-identity and idempotency penalties
+    fixed_point     Theorem 2: the iteration x⁽ⁿ⁺¹⁾ = f(x⁽ⁿ⁾), by lax.while_loop
+    unet            the network, with a dilated bottleneck
+    anomaly_map     Δ(x̂, f(x̂)): SSIM and other maps, smoothing, image scores (§2.2)
+    detection       from images to reconstructions, maps, scores and decision thresholds
+    diagnostics     A.2 and A.3 measured: is a trained f a projection?
+    known_manifolds planes and spheres, on which the theorems have closed forms
+
+Training, and the verbs of the command line:
+
+    train           the loop          train_step   one step, its state and optimizer
+    population      many runs as one compiled program
+    evaluate        metrics and report of a run          predict   a folder of new images
+    sweep           an ablation and its table            aot       programs of a TPU slice
+    main            the command `pae`
+
+Settings:
+
+    config          the frozen dataclasses and their limits
+    config_file     config files, overrides, shipped configs
+    config_schema   old names of keys   hyperparameters   numbers that a population may vary
+    configs         the shipped config files   rng        named random streams
+
+Packages:
+
+    methods/        one file per method: the paper's, RIAD (inpainting), segmentation, Deep SVDD, …
+    metrics/        exact AUROC, AP, AUPRO, AUPIMO and F1; bootstrap; legacy variants
+    workdir/        a run on disk: atomic writing (files), checkpoints, records, logs, validation
+    devices/        sharding of the step over devices, batches, chips, Winograd, process start-up
+    report/         report.html, its charts and pictures
+
+A module is imported when it is first used: `import pae_jax` alone is quick, and
+`pae_jax.objective.reconstruction_loss` works.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.2.0"
+
+_MODULES = (
+    "anomaly_map",
+    "aot",
+    "augmentation",
+    "config",
+    "config_file",
+    "config_schema",
+    "configs",
+    "corruption",
+    "detection",
+    "devices",
+    "diagnostics",
+    "evaluate",
+    "fixed_point",
+    "hyperparameters",
+    "image_ops",
+    "known_manifolds",
+    "main",
+    "masks",
+    "methods",
+    "metrics",
+    "objective",
+    "population",
+    "predict",
+    "projection",
+    "report",
+    "rng",
+    "sweep",
+    "train",
+    "train_step",
+    "unet",
+    "workdir",
+)
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a module of the package when it is first used."""
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Returns the names of the modules, loaded or not."""
+    return sorted({*globals(), *_MODULES})

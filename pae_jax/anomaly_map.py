@@ -1,19 +1,13 @@
 """Anomaly maps Δ(x, f(x)), their smoothing, and image scores (§2.2 of arXiv 2606.15280).
 
-A map compares an image with its reconstruction, pixel by pixel: 0 where they agree, towards 1
-where they differ. `MAPS`, `SMOOTHINGS` and `IMAGE_SCORES` hold the choices by name. All borders are
-reflected with the edge pixel repeated (d c b a | a b c d | d c b a), as often as a window
-needs, so a map keeps its image's size down to one pixel. Maps are symmetric in their arguments
-and exactly 0 for equal images.
+A map compares an image with its reconstruction pixel by pixel: 0 where they agree, towards 1 where
+they differ. Maps are symmetric in their arguments and exactly 0 for equal images.
 
-Forms, measured on 2 CPU cores (jax 0.10.2, float32; other work on the machine, so ± 50 %), for
-four 256² RGB images, one 512² image in brackets:
+`MAPS`, `SMOOTHINGS` and `IMAGE_SCORES` hold the choices by name. To try another, add a function to
+the registry and its name to `config.EvalConfig`.
 
-  SSIM     shifted sums 90 ms (84), matrix products 36 (61), depthwise convolution 570 (498),
-           two-pass variances by shifted sums 115 (114)
-  smooth   (51 and 101 taps) matrix products 4 ms (5), shifted sums 18 (71), convolution 106 (403)
-
-SSIM takes the two-pass form for its accuracy, smoothing the matrix products.
+Borders are continued by reflection with the edge pixel repeated (d c b a | a b c d | d c b a), as
+often as a window needs. A map therefore has its image's size, down to one pixel.
 """
 
 from collections.abc import Callable
@@ -31,24 +25,23 @@ Images = Float[Array, "b h w c"]
 Maps = Float[Array, "b h w"]
 
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # (K₁L)², (K₂L)² for the data range L = 1
-SSIM_SIGMA, SSIM_RADIUS = 1.5, 5
-GMS_C = 170 / 255**2  # 170 for data in [0, 255]
+SSIM_SIGMA, SSIM_RADIUS = 1.5, 5  # the Gaussian window has 11×11 pixels
+GMS_C = 170 / 255**2  # published as 170 for data in [0, 255]
 MSGMS_SCALES = 4
 
 
 @jax.jit
 def mse(x: Images, reconstruction: Images) -> Maps:
-    """Squared difference, averaged over the channels; in [0, 1] for images in [0, 1]."""
+    """Returns the squared difference, averaged over the channels."""
     return jnp.mean(jnp.square(x - reconstruction), axis=-1)
 
 
 @jax.jit
 def ssim(x: Images, reconstruction: Images) -> Maps:
-    """1 − SSIM (Wang et al. 2004), averaged over the channels, clamped to [0, 1].
+    """Returns 1 − SSIM (Wang et al. 2004), averaged over the channels, clamped to [0, 1].
 
-    11×11 Gaussian window with σ = 1.5, population covariance, data range 1. With d = x − y,
-    SSIM = (1 − E[d]²/(E[x]² + E[y]² + C₁)) (1 − V[d]/(V[x] + V[y] + C₂)), which is the usual
-    product of luminance and contrast-structure without its cancellation near 1.
+    The window is an 11×11 Gaussian with σ = 1.5, the covariance that of the population and the
+    data range 1.
     """
     dissimilarity = structural_dissimilarity(x, reconstruction)
     return jnp.clip(jnp.mean(dissimilarity, axis=-1), 0.0, 1.0)
@@ -56,22 +49,22 @@ def ssim(x: Images, reconstruction: Images) -> Maps:
 
 @jax.jit
 def gms(x: Images, reconstruction: Images) -> Maps:
-    """1 − gradient magnitude similarity (Xue et al. 2014), averaged over the channels.
+    """Returns 1 − the gradient magnitude similarity (Xue et al. 2014), averaged over the channels.
 
-    1 − (2 g₁g₂ + c)/(g₁² + g₂² + c) = (g₁ − g₂)²/(g₁² + g₂² + c), where g is the magnitude of
-    the Prewitt gradient and c = 170/255². Xue et al. take the luminance at half the size; here
-    each channel counts, at full size.
+    It equals 1 − (2 g₁g₂ + c)/(g₁² + g₂² + c) = (g₁ − g₂)²/(g₁² + g₂² + c), where g is the
+    magnitude of the Prewitt gradient and c = 170/255². Xue et al. use the luminance at half the
+    size; this function uses each channel at full size.
     """
     return _gradient_dissimilarity(jnp.concatenate([x, reconstruction]))
 
 
 @jax.jit
 def msgms(x: Images, reconstruction: Images) -> Maps:
-    """Mean of `gms` over a pyramid of four scales (RIAD, Zavrtanik et al. 2021).
+    """Returns the mean of `gms` over a pyramid of four scales (RIAD, Zavrtanik et al. 2021).
 
-    Each scale halves the one before by 2×2 averages, an odd side being continued by its last
-    pixel; its map is brought back by linear interpolation. A small image has as many scales
-    as keep both sides at 3 pixels (the Prewitt filter's size), and at least one.
+    Each scale halves the previous one by 2×2 averages, and its map is enlarged by linear
+    interpolation. A small image has fewer scales: both sides keep at least 3 pixels, the size of
+    the Prewitt filter.
     """
     height, width = x.shape[1:3]
     pair = jnp.concatenate([x, reconstruction])
@@ -79,7 +72,7 @@ def msgms(x: Images, reconstruction: Images) -> Maps:
     while len(maps) < MSGMS_SCALES and min(pair.shape[1:3]) >= 5:  # its half has 3 pixels
         pair = _halve(pair)
         values = _gradient_dissimilarity(pair)
-        # To whole multiples, then cut: pixel centres stay where the averages put them.
+        # Enlarged to whole multiples, then cut, so that the pixel centres stay aligned.
         batch, rows, columns = values.shape
         size = (batch, rows << len(maps), columns << len(maps))
         maps.append(jax.image.resize(values, size, "linear")[:, :height, :width])
@@ -95,14 +88,14 @@ MAPS: dict[str, Callable[[Images, Images], Maps]] = {
 
 
 def _mean_kernel(width: float) -> np.ndarray:
-    """Weights of a window `width` pixels wide, which need not be a whole number."""
+    """Returns the weights of a window `width` pixels wide, which may be fractional."""
     radius = int(np.ceil((width - 1) / 2))
     overlap = width / 2 + 0.5 - np.abs(np.arange(-radius, radius + 1))
     return np.clip(overlap, 0.0, 1.0) / width
 
 
 def _gaussian_kernel(width: float) -> np.ndarray:
-    """A Gaussian with the standard deviation of that window, σ = width/√12, cut at 4σ."""
+    """Returns a Gaussian with the window's standard deviation, σ = width/√12, cut at 4σ."""
     sigma = width / np.sqrt(12)
     return _gaussian(sigma, int(np.ceil(4 * sigma)))
 
@@ -114,45 +107,52 @@ SMOOTHINGS: dict[str, Callable[[float], np.ndarray]] = {
 }
 
 
-@partial(jax.jit, static_argnames=("kind", "share"))
-def smooth(maps: Maps, kind: str = "gaussian", share: float = 1 / 12) -> Maps:
-    """Spatial smoothing with reflected borders; keeps the range and the mean.
+@partial(jax.jit, static_argnames=("kind", "fraction"))
+def smooth(maps: Maps, kind: str = "gaussian", fraction: float = 1 / 12) -> Maps:
+    """Smooths maps (b, h, w) spatially; keeps their range and mean.
 
     Args:
       maps: anomaly maps.
-      kind: a name in `SMOOTHINGS`: "mean" averages over a square window, "gaussian" has the
-        same standard deviation, "none" returns the maps.
-      share: the window's side as a share of the map's shorter side; at least one pixel.
+      kind: a name in `SMOOTHINGS`. "mean" averages over a square window, "gaussian" has the same
+        standard deviation, "none" returns the maps.
+      fraction: the window's side as a fraction of the map's shorter side; at least one pixel.
 
     Raises:
-      KeyError: for an unknown kind.
+      KeyError: `kind` is unknown.
     """
-    kernel = SMOOTHINGS[kind](max(1.0, share * min(maps.shape[1:])))
+    kernel = SMOOTHINGS[kind](max(1.0, fraction * min(maps.shape[1:])))
     if kernel.size == 1:
         return maps
-    # A reflected window is a matrix along each axis: exact for every size, and a plain product.
+    # A window with reflected borders is a matrix along each axis, exact for every size. On a CPU
+    # two matrix products took 4 to 5 ms, shifted sums 18 to 71 ms, convolutions 106 to 403 ms.
     rows, columns = (jnp.asarray(_filter_matrix(kernel, n), maps.dtype) for n in maps.shape[1:])
     return jnp.einsum(
         "ij,bjk,lk->bil", rows, maps, columns, precision=lax.Precision.HIGHEST, optimize=True
     )
 
 
-def _sum(maps: Maps, topk_share: float) -> Float[Array, " b"]:
+def smoothed_map(x: Images, reconstruction: Images, config: EvalConfig) -> Maps:
+    """Returns the smoothed anomaly map Δ(x, f(x)) of §2.2, (b, h, w), as `config` chooses it."""
+    maps = MAPS[config.anomaly_map](x, reconstruction)
+    return smooth(maps, config.smoothing, config.smoothing_fraction)
+
+
+def _sum(maps: Maps, topk_fraction: float) -> Float[Array, " b"]:
     return maps.sum(axis=(1, 2))
 
 
-def _max(maps: Maps, topk_share: float) -> Float[Array, " b"]:
+def _max(maps: Maps, topk_fraction: float) -> Float[Array, " b"]:
     return maps.max(axis=(1, 2))
 
 
-def _topk(maps: Maps, topk_share: float) -> Float[Array, " b"]:
+def _topk(maps: Maps, topk_fraction: float) -> Float[Array, " b"]:
     pixels = maps.reshape(maps.shape[0], -1)
-    count = max(1, round(topk_share * pixels.shape[1]))
+    count = max(1, round(topk_fraction * pixels.shape[1]))
     return lax.top_k(pixels, count)[0].mean(axis=1)
 
 
-def _mean(maps: Maps, topk_share: float) -> Float[Array, " b"]:
-    return _sum(maps, topk_share) / (maps.shape[1] * maps.shape[2])
+def _mean(maps: Maps, topk_fraction: float) -> Float[Array, " b"]:
+    return _sum(maps, topk_fraction) / (maps.shape[1] * maps.shape[2])
 
 
 IMAGE_SCORES: dict[str, Callable[[Maps, float], Float[Array, " b"]]] = {
@@ -163,19 +163,21 @@ IMAGE_SCORES: dict[str, Callable[[Maps, float], Float[Array, " b"]]] = {
 }
 
 
-@partial(jax.jit, static_argnames=("kind", "topk_share"))
-def image_score(maps: Maps, kind: str = "sum", topk_share: float = 0.01) -> Float[Array, " b"]:
-    """One score per image: a name in `IMAGE_SCORES`, the paper's choice being the sum.
+@partial(jax.jit, static_argnames=("kind", "topk_fraction"))
+def image_score(maps: Maps, kind: str = "sum", topk_fraction: float = 0.01) -> Float[Array, " b"]:
+    """Returns one score per image, (b,).
 
     Args:
       maps: anomaly maps, smoothed or not.
-      kind: "sum", "max", "mean", or "topk", the mean of the largest `topk_share` of the pixels.
-      topk_share: in (0, 1]; at least one pixel is taken. Only "topk" reads it.
+      kind: a name in `IMAGE_SCORES`. The paper's is "sum"; "topk" is the mean of the largest
+        values.
+      topk_fraction: the fraction of the pixels that "topk" averages, in (0, 1]; at least one
+        pixel.
 
     Raises:
-      KeyError: for an unknown kind.
+      KeyError: `kind` is unknown.
     """
-    return IMAGE_SCORES[kind](maps, topk_share)
+    return IMAGE_SCORES[kind](maps, topk_fraction)
 
 
 def _gaussian(sigma: float, radius: int) -> np.ndarray:
@@ -184,7 +186,7 @@ def _gaussian(sigma: float, radius: int) -> np.ndarray:
 
 
 def _filter_matrix(kernel: np.ndarray, size: int) -> np.ndarray:
-    """(size, size) matrix that applies a centred kernel along an axis with reflected ends."""
+    """Returns the (size, size) matrix that filters an axis with reflected ends."""
     radius = kernel.size // 2
     pixel = np.arange(size)[:, None]
     source = (pixel + np.arange(-radius, radius + 1)) % (2 * size)
@@ -195,7 +197,7 @@ def _filter_matrix(kernel: np.ndarray, size: int) -> np.ndarray:
 
 
 def _window(x: Images, radius: int, axis: int) -> list[Images]:
-    """The 2·radius + 1 shifted copies of `x` along `axis`, ends reflected."""
+    """Returns the 2·radius + 1 shifted copies of `x` along `axis` with reflected ends."""
     size = x.shape[axis]
     padding = [(radius, radius) if i == axis else (0, 0) for i in range(x.ndim)]
     padded = jnp.pad(x, padding, mode="symmetric")
@@ -203,7 +205,9 @@ def _window(x: Images, radius: int, axis: int) -> list[Images]:
 
 
 def structural_dissimilarity(x: Images, y: Images) -> Images:
-    """1 − SSIM per channel, in [0, 2]; differentiable everywhere."""
+    """Returns 1 − SSIM per channel, in [0, 2]; differentiable everywhere."""
+    # With d = x − y, SSIM = (1 − E[d]²/(E[x]² + E[y]² + C₁)) (1 − V[d]/(V[x] + V[y] + C₂)). This
+    # is the usual product of luminance and contrast-structure without its cancellation near 1.
     mean, variance = _moments(jnp.concatenate([x, y, x - y]))
     mean_x, mean_y, mean_d = jnp.split(mean, 3)
     variance_x, variance_y, variance_d = jnp.split(variance, 3)
@@ -213,12 +217,11 @@ def structural_dissimilarity(x: Images, y: Images) -> Images:
 
 
 def _moments(x: Images) -> tuple[Images, Images]:
-    """Mean and variance under the Gaussian window of SSIM at each pixel.
-
-    Axis by axis, by the law of total variance: the variance of a window is the mean of its
-    lines' variances plus the variance of their means. E[x²] − E[x]² would lose in float32 what
-    C₂ = 9e-4 does not cover: errors of 1e-4 in SSIM on a bright, smooth image; this, 1e-6.
-    """
+    """Returns the mean and the variance under SSIM's Gaussian window at each pixel."""
+    # Law of total variance, axis by axis: the variance of a window is the mean of its lines'
+    # variances plus the variance of their means. In float32 E[x²] − E[x]² has errors of 1e-4 in
+    # SSIM on a bright, smooth image; this form has 1e-6. On a CPU it takes 115 ms for four 256²
+    # RGB images; E[x²] − E[x]² takes 36 ms as matrix products.
     weights = [float(w) for w in _gaussian(SSIM_SIGMA, SSIM_RADIUS)]
 
     def weighted(values: list[Images]) -> Images:
@@ -239,9 +242,10 @@ def _moments(x: Images) -> tuple[Images, Images]:
 def _gradient_dissimilarity(
     pair: Float[Array, "two_b h w c"],
 ) -> Float[Array, "b h w"]:
-    """(g₁ − g₂)²/(g₁² + g₂² + c), averaged over the channels; images above, partners below.
+    """Returns (g₁ − g₂)²/(g₁² + g₂² + c), averaged over the channels.
 
-    g² is the squared magnitude of the Prewitt gradient: differences two pixels apart, averaged
+    The first half of `pair` holds the images, the second half those they are compared with. g² is
+    the squared magnitude of the Prewitt gradient: differences of values two pixels apart, averaged
     over three lines.
     """
     padded = jnp.pad(pair, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="symmetric")
@@ -250,23 +254,13 @@ def _gradient_dissimilarity(
     along_rows = rows[:, :, 2:] - rows[:, :, :-2]
     along_columns = columns[:, 2:] - columns[:, :-2]
     first, second = jnp.split((along_rows**2 + along_columns**2) / 9, 2)
-    smoothed_map = jnp.sqrt(first) - jnp.sqrt(second)
-    return jnp.mean(smoothed_map**2 / (first + second + GMS_C), axis=-1)
+    difference = jnp.sqrt(first) - jnp.sqrt(second)
+    return jnp.mean(difference**2 / (first + second + GMS_C), axis=-1)
 
 
 def _halve(x: Images) -> Float[Array, "b half_h half_w c"]:
-    """2×2 averages; an odd side is continued by its last pixel."""
+    """Averages 2×2 blocks; the last pixel of an odd side is repeated."""
     batch, height, width, channels = x.shape
     x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     x = x.reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels)
     return x.mean(axis=(2, 4))
-
-
-def smooth_map(maps: Maps, config: EvalConfig) -> Maps:
-    """Returns the maps smoothed as `config.smoothing` and `smoothing_share` say."""
-    return smooth(maps, config.smoothing, config.smoothing_fraction)
-
-
-def difference(x: Images, reconstruction: Images, config: EvalConfig) -> Maps:
-    """Returns the smoothed map Δ(x̂, ·) of images and their reconstructions (§2.2)."""
-    return smooth_map(MAPS[config.anomaly_map](x, reconstruction), config)

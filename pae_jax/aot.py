@@ -1,12 +1,11 @@
-"""A TPU without a TPU: the programs of a slice, compiled ahead of time, and what they cost a chip.
+"""Ahead-of-time compilation for a TPU slice, without a TPU, and the cost of the programs per chip.
 
-XLA's TPU compiler is a library, libtpu, that needs no TPU. It is given the programs that a run
-executes there, the training step with its wrapper, shardings and donation, and prediction on
-one chip, and shapes instead of arrays. Nothing is executed: memory is the compiler's own
-account, time is an estimate from the chip's figures (hardware.py).
+XLA's TPU compiler is a library, libtpu, that needs no TPU. It compiles the programs that a run
+executes on a slice: the training step with its transform, shardings and donation, and prediction
+on one chip. The arguments are shapes instead of arrays, so nothing is executed. The memory is the
+compiler's figure. The time is an estimate from the figures of the chip (devices/hardware.py).
 """
 
-import contextlib
 import functools
 import importlib.util
 import os
@@ -25,19 +24,27 @@ from pae_jax.config import Config
 from pae_jax.devices import hardware, hlo, sharding
 from pae_jax.devices.batches import MEMORY_FRACTION, steps_per_call
 
-# libtpu would ask a cloud's metadata server what machine this is, and wait for the answer. The
-# topology is named by the caller, so whatever stands here is not used.
+# Without these variables libtpu asks the metadata server of a cloud which machine this is, and
+# waits for the answer. The values are not used, because the caller names the topology.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no device is taken, so several may compile at once
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several processes may compile, as no device is taken
 }
 GIB, MIB = 2**30, 2**20
 
 
 class Memory(NamedTuple):
-    """Bytes on one chip; `aliased` of the outputs lie where donated arguments were."""
+    """The memory of a program on one chip, in bytes.
+
+    Attributes:
+      arguments: the arguments.
+      outputs: the results.
+      aliased: the part of the outputs that takes the place of donated arguments.
+      temporaries: the intermediate values.
+      code: the program itself.
+    """
 
     arguments: int
     outputs: int
@@ -47,29 +54,39 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> int:
+        """The memory that the chip needs while the program runs."""
         return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
 
 
 class Roofline(NamedTuple):
-    """Seconds of a step if arithmetic, or traffic with the memory, were all there is to do."""
+    """Lower bounds of the time of a step, in seconds.
+
+    Attributes:
+      arithmetic: the time of the arithmetic at the chip's peak.
+      traffic: the time of the memory traffic at the chip's bandwidth.
+    """
 
     arithmetic: float
     traffic: float
 
     @property
     def step(self) -> float:
+        """The larger of the two bounds."""
         return max(self.arithmetic, self.traffic)
 
 
 class Costs(NamedTuple):
-    """What a step takes of one chip.
+    """The cost of a step on one chip, as XLA counts it.
+
+    The body of a loop counts once, except that of the loop over parts of the batch
+    (`train.grad_accumulation_steps`).
 
     Attributes:
-      memory: while the program runs.
-      flops, bytes: of one step. As XLA counts them: the operands and results of every operation,
-        those too that stay on the chip, so more bytes than pass through its memory. The body of
-        a loop counts once, except that of the loop over parts of the batch (`train.grad_accumulation_steps`).
-      collectives: by kind.
+      memory: the memory while the program runs.
+      flops: the floating-point operations.
+      bytes: the size of the operands and results of all operations. It exceeds the traffic with
+        the chip's memory, because some operands and results stay in registers and caches.
+      collectives: the exchange between chips, by kind.
     """
 
     memory: Memory
@@ -79,14 +96,14 @@ class Costs(NamedTuple):
 
 
 class Report(NamedTuple):
-    """A program held against a chip.
+    """The cost of a program and the figures of the chip.
 
     Attributes:
-      title: which program, and what was assumed.
-      images: that one step takes, on all chips together.
-      chip: the chip's figures.
-      costs: what it takes; or None, where the compiler could not place it in the memory, and
-      complaint: what it said of that.
+      title: the program and the assumptions.
+      images: the number of images in one step, on all chips together.
+      chip: the figures of the chip.
+      costs: the cost, or None if the compiler could not place the program in the memory.
+      complaint: the compiler's message in this case.
     """
 
     title: str
@@ -97,46 +114,52 @@ class Report(NamedTuple):
 
     @property
     def fits(self) -> bool:
+        """True if the chip's memory is large enough for the program."""
         return self.costs is not None and self.costs.memory.total <= self.chip.memory
 
 
 def start() -> None:
-    """What a process sets up before it touches a device."""
+    """Prepares this process; call it before the process touches a device."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    jax.config.update("jax_platforms", "cpu")  # or JAX would look for a TPU of this machine
-    # A program for devices that are not there can be kept, but not read again.
+    # Otherwise JAX would look for a TPU in this machine.
+    jax.config.update("jax_platforms", "cpu")
+    # JAX can write a program for absent devices to its cache, but cannot read it again.
     jax.config.update("jax_enable_compilation_cache", False)
 
 
 def compile_programs(config: Config, topology: str) -> Iterator[Report]:
     """Compiles the training step for all chips of a slice, then prediction for one of them.
 
-    A process calls `start` first.
+    The process has to call `start` first.
 
     Args:
-      config: of the run; its data is not opened.
-      topology: generation and shape of the slice, for example "v5e:2x2".
+      config: the configuration of the run. Its data are not opened.
+      topology: the generation and shape of the slice, for example "v5e:2x2".
+
+    Yields:
+      A report for each of the two programs.
 
     Raises:
-      BadInput: no such slice, no libtpu, or the run does not divide among the chips.
+      BadInput: the slice does not exist, libtpu is missing, or the run cannot be divided among
+        the chips.
     """
     devices = slice_devices(topology)
     chip = hardware.chip(devices[0].device_kind)
     if chip is None:
-        raise BadInput(f"--topology: nothing is known of a {devices[0].device_kind}")
+        raise BadInput(f"--topology: no figures are known for {devices[0].device_kind}")
     mesh = slice_mesh(config, devices, topology)
     height, width = config.data.shape
     where = f"{mesh.size} × {devices[0].device_kind}"
     stride = steps_per_call(config, on_device=False)
     title = (
         f"training: {config.train.batch_size} images of {height}×{width} a step on {where}; "
-        f"streamed, in colour, steps of a call: {stride}"
+        f"streamed, in colour, steps per call: {stride}"
     )
     if config.data.on_device != "no":
-        share = chip.memory * MEMORY_FRACTION / GIB
-        most = f", at most {share:.2f} GiB" if config.data.on_device == "auto" else ""
-        title += f"\n  not counted     images and textures on the device (data.on_device){most}"
+        limit = chip.memory * MEMORY_FRACTION / GIB
+        at_most = f", at most {limit:.2f} GiB" if config.data.on_device == "auto" else ""
+        title += f"\n  not counted     images and textures on the device (data.on_device){at_most}"
     costs = measure(lower_training(config, mesh), parts=config.train.grad_accumulation_steps)
     yield Report(title, config.train.batch_size, chip, *costs)
     title = f"prediction: {config.eval.batch_size} images of {height}×{width} on one of them"
@@ -145,93 +168,101 @@ def compile_programs(config: Config, topology: str) -> Iterator[Report]:
 
 
 def slice_devices(topology: str) -> list[Any]:
-    """The devices of a slice, described but not there.
+    """Returns descriptions of the devices of a slice; the devices need not exist.
+
+    Args:
+      topology: the generation and shape of the slice.
 
     Raises:
-      BadInput: not a slice, or libtpu is missing.
+      BadInput: the slice does not exist, or libtpu is missing.
     """
-    found = re.fullmatch(r"v\d+\w*:(\d+)x(\d+)(?:x\d+)?", topology)
-    if not found:
+    match = re.fullmatch(r"v\d+\w*:(\d+)x(\d+)(?:x\d+)?", topology)
+    if not match:
         raise BadInput(f"--topology: GENERATION:SHAPE, such as v5e:2x2, not {topology!r}")
     if importlib.util.find_spec("libtpu") is None:
         raise BadInput("libtpu is missing: pip install -c constraints.txt -e '.[tpu]'")
-    # A slice smaller than the host's 2×2 chips is a part of a host.
-    host = (*(min(int(side), 2) for side in found.groups()), 1)
+    # A host has 2×2 chips; a smaller slice is a part of a host.
+    host = (*(min(int(side), 2) for side in match.groups()), 1)
     try:
-        described = topologies.get_topology_desc(
+        description = topologies.get_topology_desc(
             platform="tpu", topology_name=topology, chips_per_host_bounds=host
         )
     except jax.errors.JaxRuntimeError as error:
-        raise BadInput(f"--topology: {topology}: {_line(error)}") from None
-    return list(described.devices)
+        raise BadInput(f"--topology: {topology}: {_first_line(error)}") from None
+    return list(description.devices)
 
 
 def slice_mesh(config: Config, devices: Sequence[Any], topology: str) -> jax.sharding.Mesh:
-    """The run's mesh on a slice, of which every chip has work.
+    """Returns the run's mesh on a slice; every chip of the slice is in it.
+
+    Args:
+      config: the configuration of the run.
+      devices: the devices of the slice.
+      topology: the name of the slice, for messages.
 
     Raises:
-      BadInput: the batch, or the sharding, does not divide among the chips.
+      BadInput: the batch or the sharding cannot be divided among the chips.
     """
     if config.sharding.transform == "pmap":
         raise BadInput("sharding.transform: pmap cannot be compiled ahead; jit or shard_map")
     mesh = sharding.make_mesh(config, devices)
     if mesh.size < len(devices):
-        asked, rows = (
-            config.sharding,
-            config.train.batch_size // config.train.grad_accumulation_steps,
-        )
-        places = len(devices) // asked.model_parallel
-        if asked.data_parallel == -1:
+        data_parallel = config.sharding.data_parallel
+        groups = len(devices) // config.sharding.model_parallel
+        if data_parallel == -1:
+            rows = config.train.batch_size // config.train.grad_accumulation_steps
             raise BadInput(
-                f"train.batch_size: {rows} is not divisible by {places}, for the "
+                f"train.batch_size: {rows} is not divisible by {groups}, for the "
                 f"{len(devices)} chips of {topology}"
             )
         raise BadInput(
-            f"sharding.data_parallel: {asked.data_parallel} would leave chips of {topology} without work; "
-            f"-1 or {places}"
+            f"sharding.data_parallel: {data_parallel} would leave chips of {topology} without "
+            f"work; -1 or {groups}"
         )
     return mesh
 
 
-@contextlib.contextmanager
-def _tpu_rules() -> Iterator[None]:
-    """Where a choice depends on the platform, the package asks JAX: here that is the slice's."""
-    here = jax.default_backend
-    jax.default_backend = lambda: "tpu"
-    try:
-        yield
-    finally:
-        jax.default_backend = here
-
-
 def lower_training(config: Config, mesh: jax.sharding.Mesh) -> Any:
-    """The call of `train.Single` on streamed batches, lowered for the mesh."""
+    """Lowers the training step as `train.SingleTrainer` calls it on streamed batches.
+
+    Args:
+      config: the configuration of the run.
+      mesh: the mesh to compile for.
+
+    Returns:
+      The lowered program, see `jax.stages.Lowered`.
+    """
     key = jax.eval_shape(lambda: jax.random.key(config.train.seed))
     state = jax.eval_shape(functools.partial(train_step.init_state, config), key)
     stride = steps_per_call(config, on_device=False)
 
-    def step(*args: Any, axis: str | None = None) -> tuple[Any, Any]:
-        return train_step.train_step(*args, config=config, axis=axis)
-
-    call = sharding.scan_steps(step, stride)
+    call = sharding.scan_steps(train_step.make_step(config), stride)
     function = sharding.TRANSFORMS[config.sharding.transform](call, mesh, state)
-    lead, side = (stride, config.train.batch_size), config.data.texture_size
+    leading, side = (stride, config.train.batch_size), config.data.texture_size
     batches = {
-        "image": _pixels(*lead, *config.data.shape),
-        "texture": _pixels(*lead, side, side),
+        "image": _pixels(*leading, *config.data.shape),
+        "texture": _pixels(*leading, side, side),
     }
-    with _tpu_rules():
+    with hardware.building_for("tpu"):
         return function.lower(state, {}, batches, key)
 
 
 def lower_prediction(config: Config, device: Any) -> Any:
-    """The call of `detection.detect_all`, lowered for one device."""
-    here = SingleDeviceSharding(device)
+    """Lowers prediction for one device, as `detection.detect_all` calls it.
+
+    Args:
+      config: the configuration of the run.
+      device: the device to compile for.
+
+    Returns:
+      The lowered program, see `jax.stages.Lowered`.
+    """
+    placement = SingleDeviceSharding(device)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(functools.partial(train_step.init_state, config), key)
     images = _pixels(config.eval.batch_size, *config.data.shape)
-    function = jax.jit(functools.partial(detection.detect, config=config), in_shardings=here)
-    with _tpu_rules():
+    function = jax.jit(functools.partial(detection.detect, config=config), in_shardings=placement)
+    with hardware.building_for("tpu"):
         return function.lower(state.eval_params, images)
 
 
@@ -240,48 +271,52 @@ def _pixels(*shape: int) -> jax.ShapeDtypeStruct:
 
 
 def measure(lowered: Any, *, parts: int = 1) -> tuple[Costs | None, str]:
-    """Compiles a lowered program that loops over `parts` parts of its batch.
+    """Compiles a lowered program and reads its cost.
+
+    Args:
+      lowered: the lowered program.
+      parts: the number of parts of its batch that it loops over.
 
     Returns:
-      What it costs, and nothing; or None, and why it does not fit.
+      The cost and an empty string; or None and the reason why the program does not fit.
     """
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return None, _line(error)
-    found, work = compiled.memory_analysis(), compiled.cost_analysis()
+        return None, _first_line(error)
+    sizes, work = compiled.memory_analysis(), compiled.cost_analysis()
     memory = Memory(
-        found.argument_size_in_bytes,
-        found.output_size_in_bytes,
-        found.alias_size_in_bytes,
-        found.temp_size_in_bytes,
-        found.generated_code_size_in_bytes,
+        arguments=sizes.argument_size_in_bytes,
+        outputs=sizes.output_size_in_bytes,
+        aliased=sizes.alias_size_in_bytes,
+        temporaries=sizes.temp_size_in_bytes,
+        code=sizes.generated_code_size_in_bytes,
     )
     flops, traffic = work["flops"] * parts, work["bytes accessed"] * parts
     return Costs(memory, flops, traffic, hlo.collectives(compiled.as_text())), ""
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")
 
 
 def roofline(flops: float, traffic: float, chip: hardware.Chip) -> Roofline:
-    """From FLOP and bytes of a step on one chip; communication is left out."""
+    """Returns the bounds for the FLOP and bytes of a step on one chip; omits communication."""
     return Roofline(flops / chip.flops, traffic / chip.bandwidth)
 
 
 def format_report(report: Report) -> str:
-    """A few lines of text."""
+    """Formats a report as a few lines of text."""
     limit, costs = f"{report.chip.memory / GIB:.2f} GiB", report.costs
     if costs is None:
         return f"{report.title}\n  memory a chip   of {limit}: does not fit; {report.complaint}"
     memory, time = costs.memory, roofline(costs.flops, costs.bytes, report.chip)
     verdict = "fits" if report.fits else "does not fit"
     kinds = [
-        f"{kind}: {found.count} ({found.bytes / MIB:.1f} MiB)"
-        for kind, found in sorted(costs.collectives.items())
+        f"{kind}: {collective.count} ({collective.bytes / MIB:.1f} MiB)"
+        for kind, collective in sorted(costs.collectives.items())
     ]
     return "\n".join(
         (

@@ -1,7 +1,7 @@
-"""Geometric augmentation of normal images (§4), by policy names joined by "+".
+"""Random augmentation of normal images (§4), chosen by policy names joined with "+".
 
-A policy is a function (key, image) -> image of the same shape. They run in the order in which
-they are written, then a random crop. `image_ops.resample` is the one place that interpolates.
+A policy is a function (key, image) -> image of the same shape. Policies run in the order in which
+they are written; a random crop follows. To try another, add a function to `POLICIES`.
 """
 
 import math
@@ -17,25 +17,22 @@ from pae_jax import image_ops, rng
 
 Image = Float[Array, "h w c"]
 Key = KeyArray[Array, ""]
-Keys = KeyArray[Array, "*keys"]  # of the batch, or one for each example
+Keys = KeyArray[Array, "*keys"]  # () for the batch, or (b,), one per example
 
-# The share of the side by which `shift` moves an image at most.
-MAX_SHIFT = 1 / 16
-
-# The range of the gain of `exposure`. Wider below 1, where nothing saturates.
-GAINS = (0.4, 1.25)
+MAX_SHIFT = 1 / 16  # the largest displacement of "shift", as a fraction of the side
+GAINS = (0.4, 1.25)  # the range of "exposure"; wider below 1, where nothing saturates
 
 
 def augment(
     key: Keys, images: Float[Array, "b h w c"], policy: str, shape: tuple[int, int]
 ) -> Float[Array, "b height width c"]:
-    """Each image under its own random transforms.
+    """Applies random transforms to each image, independently, and crops it.
 
     Args:
-      key: one key, or (b,) keys: example i depends on `key` and i, or on `key[i]`, alone.
+      key: one key, or (b,) keys. Example i depends on `key` and i, or on `key[i]`, alone.
       images: (b, h, w, c) in [0, 1].
-      policy: names of `POLICIES` joined by "+", for example "quarter_turns+horizontal_flip".
-      shape: (height, width) of the random crop that follows; at most (h, w).
+      policy: names of `POLICIES` joined with "+", for example "quarter_turns+horizontal_flip".
+      shape: (height, width) of the random crop; at most (h, w).
 
     Returns:
       (b, height, width, c), in the range of `images`.
@@ -43,21 +40,24 @@ def augment(
     check_policy(policy, (images.shape[1], images.shape[2]))
     transforms = [POLICIES[name] for name in policy.split("+")]
 
-    def one(key: Key, image: Image) -> Float[Array, "height width c"]:
+    def augment_example(key: Key, image: Image) -> Float[Array, "height width c"]:
         *keys, crop_key = jax.random.split(key, len(transforms) + 1)
         for transform, transform_key in zip(transforms, keys, strict=True):
             image = transform(transform_key, image)
         return image_ops.crop(crop_key, image, shape)
 
-    return jax.vmap(one)(rng.example_keys(key, len(images)), images)
+    return jax.vmap(augment_example)(rng.example_keys(key, len(images)), images)
 
 
 def check_policy(policy: str, shape: tuple[int, int]) -> None:
-    """Raises `BadInput` for an unknown name, or one that images of (h, w) cannot keep.
+    """Checks that every name is known and keeps the shape of the images.
 
     Args:
       policy: the value of `data.augmentation`.
       shape: (h, w) of the images before the random crop (`data.shape`).
+
+    Raises:
+      BadInput: a name is unknown, or "quarter_turns" is asked of images that are not square.
     """
     for name in policy.split("+"):
         if name not in POLICIES:
@@ -93,7 +93,7 @@ def _half_turns(key: Key, image: Image) -> Image:
 
 
 def _quarter_turns(key: Key, image: Image) -> Image:
-    # Selects instead of a gather or four branches: under vmap every branch would run.
+    # Two selections instead of four branches, because under vmap every branch would run.
     half, quarter = jax.random.split(key)
     image = _half_turns(half, image)
     return jnp.where(jax.random.bernoulli(quarter), jnp.rot90(image), image)
@@ -111,7 +111,7 @@ def _shift(key: Key, image: Image) -> Image:
 
 
 def _exposure(key: Key, image: Image) -> Image:
-    """Another exposure: a gain, log-uniform in `GAINS`, that leaves no value above 1."""
+    """Multiplies by a gain that is log-uniform in `GAINS`, and clips at 1."""
     low, high = map(math.log, GAINS)
     gain = jnp.exp(jax.random.uniform(key, minval=low, maxval=high))
     return jnp.clip(gain * image, 0, 1)

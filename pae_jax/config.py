@@ -1,9 +1,8 @@
-"""The configuration as frozen dataclasses that check themselves.
+"""The configuration: frozen dataclasses with the type and the limits of every key.
 
-`from_config_dict` turns the `ml_collections.ConfigDict` of a config file (`config_file` reads them)
-into a `Config`, and nothing below this module sees a ConfigDict. What each key means stands beside
-its default in `configs/default.py`; here stand the types and the admissible values. Every
-error is one line that begins with the dotted key.
+`from_config_dict` turns the `ml_collections.ConfigDict` of a config file into a `Config`; only
+`config_file` and the config files handle a ConfigDict. The meaning of each key is explained beside
+its default in `configs/default.py`. Every error is one line that begins with the dotted key.
 """
 
 import dataclasses
@@ -29,13 +28,15 @@ def _field(
     above: int | float | None = None,
     choices: tuple[str, ...] | None = None,
 ) -> Any:
-    """A dataclass field whose admissible values are checked by `_check_field`."""
+    """Returns a dataclass field whose limits are checked by `_check_field`."""
     limits = {"at_least": at_least, "at_most": at_most, "above": above, "choices": choices}
     return dataclasses.field(default=default, metadata=limits)
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
+    """The section `data`: the images, the textures and their division."""
+
     source: str = _field("procedural", choices=("procedural", "folder", "elpv", "tfds"))
     root: str = ""
     category: str = ""
@@ -54,29 +55,28 @@ class DataConfig:
 
     @property
     def spec(self) -> DatasetSpec:
-        """What the data pipelines need to know of the dataset."""
+        """The settings that the data pipelines need."""
         return DatasetSpec(
             self.source, self.root, self.category, self.shape, self.holdout_groups, self.cache_dir
         )
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(h, w) to which every image is resized."""
+        """The size (h, w) to which every image is resized."""
         return self.height, self.width
 
     @property
     def train_shape(self) -> tuple[int, int]:
-        """(h, w) of a training example: a random crop, or the whole image."""
-        height, width = self.shape
-        return (
-            (min(self.crop_size, height), min(self.crop_size, width))
-            if self.crop_size
-            else (height, width)
-        )
+        """The size (h, w) of a training example: a random crop or the whole image."""
+        if not self.crop_size:
+            return self.shape
+        return min(self.crop_size, self.height), min(self.crop_size, self.width)
 
 
 @dataclasses.dataclass(frozen=True)
 class CorruptionConfig:
+    """The section `corruption`: how training examples are corrupted (eq. 13)."""
+
     kind: str = _field("texture", choices=("texture", "mixed", "draem", "cutpaste", "riad"))
     mask: str = _field("ellipses", choices=("ellipses", "perlin", "boxes"))
     placement: str = _field("uniform", choices=("uniform", "edges"))
@@ -95,6 +95,8 @@ class CorruptionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
+    """The section `model`: the U-Net."""
+
     name: str = _field("unet", choices=("unet",))
     patch_size: int = _field(1, at_least=1)
     widths: tuple[int, ...] = (64, 128, 256)
@@ -110,7 +112,8 @@ class ModelConfig:
     remat: bool = False
 
     def __post_init__(self) -> None:
-        for key, values in (("widths", self.widths), ("rates", self.dilation_rates)):
+        for key in ("widths", "dilation_rates"):
+            values = getattr(self, key)
             if not values or any(v < 1 for v in values):
                 raise BadInput(f"model.{key}: at least one positive integer, not {values}")
         if self.dilated_kernel_size % 2 == 0:
@@ -121,6 +124,8 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class JacobianConfig:
+    """The section `objective.jacobian`: the Jacobian-identity penalty."""
+
     weight: float = _field(0.0, at_least=0.0)
     form: str = _field("frobenius", choices=("frobenius", "squared"))
     probes: int = _field(1, at_least=1)
@@ -132,22 +137,30 @@ class JacobianConfig:
 
 @dataclasses.dataclass(frozen=True)
 class IdempotencyConfig:
+    """The section `objective.idempotency`: the penalty on f(f(x̂)) − f(x̂)."""
+
     weight: float = _field(0.0, at_least=0.0)
     gradient: str = _field("both", choices=("both", "outer", "inner"))
 
 
 @dataclasses.dataclass(frozen=True)
 class IdentityConfig:
+    """The section `objective.identity`: the penalty on f(x) − x."""
+
     weight: float = _field(0.0, at_least=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class SsimConfig:
+    """The section `objective.ssim`: the SSIM loss."""
+
     weight: float = _field(0.0, at_least=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
+    """The section `objective`: eq. 1 and the weights of the penalties."""
+
     mask_weight: float = _field(0.5, at_least=0.0, at_most=1.0)
     noise: float = _field(0.0, at_least=0.0)
     ssim: SsimConfig = SsimConfig()
@@ -158,6 +171,8 @@ class ObjectiveConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
+    """The section `optimizer`: Adam and its learning rate."""
+
     learning_rate: float = _field(1e-4, above=0.0)
     schedule: str = _field("constant", choices=("constant", "cosine"))
     warmup_steps: int = _field(0, at_least=0)
@@ -167,6 +182,8 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
+    """The section `train`: the training loop, logging and checkpoints."""
+
     seed: int = _field(0, at_least=0, at_most=2**31 - 1)
     steps: int = _field(10_000, at_least=1)
     batch_size: int = _field(8, at_least=1)
@@ -183,6 +200,8 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ShardingConfig:
+    """The section `sharding`: how one run is spread over devices."""
+
     transform: str = _field("jit", choices=("jit", "shard_map", "pmap"))
     data_parallel: int = _field(-1, at_least=-1)
     model_parallel: int = _field(1, at_least=1)
@@ -190,12 +209,16 @@ class ShardingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PopulationConfig:
+    """The section `population`: how several runs share one program."""
+
     members_per_program: int = _field(0, at_least=0)
     mapping: str = _field("auto", choices=("auto", "unroll", "map", "vmap"))
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
+    """The section `eval`: anomaly maps, image scores, thresholds and metrics."""
+
     anomaly_map: str = _field("ssim", choices=("mse", "ssim", "gms", "msgms"))
     smoothing: str = _field("gaussian", choices=("gaussian", "mean", "none"))
     smoothing_fraction: float = _field(1 / 12, above=0.0, at_most=1.0)
@@ -217,6 +240,8 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class BaselineConfig:
+    """The section `baseline`: settings of the methods for comparison."""
+
     pca_components: int = _field(32, at_least=1)
     svm_nu: float = _field(0.1, above=0.0, at_most=1.0)
     svm_side: int = _field(32, at_least=1)
@@ -236,7 +261,7 @@ METHODS = (
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything that one run depends on; immutable and hashable."""
+    """All settings of one run; immutable and hashable."""
 
     method: str = _field("projection", choices=METHODS)
     data: DataConfig = DataConfig()
@@ -252,101 +277,156 @@ class Config:
     profile: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        c = self.corruption
         if self.profile and not (len(self.profile) == 2 and 0 <= self.profile[0] < self.profile[1]):
             raise BadInput(f"profile: (first step, step after the last), not {self.profile}")
-        each = self.train.steps_per_call
+        call = self.train.steps_per_call
         for key in ("steps", "validate_every", "checkpoint_every"):
-            if each and getattr(self.train, key) % each:
-                raise BadInput(
-                    f"train.steps_per_call: {each} does not divide train.{key}="
-                    f"{getattr(self.train, key)}"
-                )
-        if c.min_blobs > c.max_blobs:
-            raise BadInput(f"corruption.min_blobs: {c.min_blobs} exceeds max_blobs {c.max_blobs}")
-        if c.min_axis > c.max_axis:
-            raise BadInput(f"corruption.min_axis: {c.min_axis} exceeds max_axis {c.max_axis}")
-        if c.min_opacity > c.max_opacity:
-            raise BadInput(
-                f"corruption.min_opacity: {c.min_opacity} exceeds max_opacity {c.max_opacity}"
-            )
+            value = getattr(self.train, key)
+            if call and value % call:
+                raise BadInput(f"train.steps_per_call: {call} does not divide train.{key}={value}")
+        for key in ("blobs", "axis", "opacity"):
+            low = getattr(self.corruption, f"min_{key}")
+            high = getattr(self.corruption, f"max_{key}")
+            if low > high:
+                raise BadInput(f"corruption.min_{key}: {low} exceeds max_{key} {high}")
         if self.eval.apply != "iterate" and self.eval.iterations != 1:
             raise BadInput(f"eval.iterations: {self.eval.iterations} needs eval.apply=iterate")
         if self.data.source == "folder" and not self.data.root:
             raise BadInput("data.root: the folder source needs --config.data.root=DIR")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested dictionaries, ready for JSON."""
+        """Returns plain nested dictionaries, ready for JSON."""
         return dataclasses.asdict(self)
 
     @property
     def hash(self) -> str:
-        """Twelve hex digits that name this configuration; any other key or value, another name."""
+        """Twelve hex digits that identify the configuration; they change with any value."""
         text = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def from_config_dict(config: Mapping[str, Any]) -> Config:
-    """Checks a (nested) mapping and turns it into a `Config`.
+    """Checks a nested mapping and turns it into a `Config`.
 
-    Missing keys take the defaults of the dataclasses. An unknown key, a wrong type or an
-    impossible value raises `BadInput` with one line that begins with the key.
+    Missing keys take the defaults of the dataclasses.
+
+    Args:
+      config: a ConfigDict or nested dictionaries; `data.size` sets both sides of the images.
+
+    Returns:
+      The frozen configuration.
+
+    Raises:
+      BadInput: for an unknown key, a wrong type, a value beyond its limits or a key without a
+        value, with one line that begins with the key.
     """
     to_dict = getattr(config, "to_dict", None)
-    values = to_dict() if to_dict else dict(config)
+    return _construct(Config, check(to_dict() if to_dict else config), prefix="")
+
+
+def check(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks keys, types and limits of a nested mapping; None is allowed for any value.
+
+    Args:
+      values: nested dictionaries, as they come from a config file.
+
+    Returns:
+      A copy with the types of the dataclasses, where `data.size` is replaced by height and width.
+
+    Raises:
+      BadInput: with one line that begins with the key.
+    """
+    values = dict(values)
     if isinstance(values.get("data"), Mapping):
         values["data"] = _resolve_size(values["data"])
-    return _build(Config, values, prefix="")
+    return _check_section(Config, values, prefix="")
+
+
+def unknown_key(key: str, section: Any) -> BadInput:
+    """Returns the error for a key that is not in `section`.
+
+    The message gives the new name of a renamed key, otherwise a key with a similar name, if any.
+    """
+    if new := renamed(key):
+        return BadInput(f"{key}: renamed; use {new}")
+    name = key.rpartition(".")[2]
+    similar = difflib.get_close_matches(name, section, n=1) if isinstance(section, Mapping) else []
+    suggestion = f"; did you mean {key.removesuffix(name)}{similar[0]}?" if similar else ""
+    return BadInput(f"{key}: no such key{suggestion}")
 
 
 def _resolve_size(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Replaces `data.size`, which sets both sides, by `height` and `width` where these are open."""
+    """Replaces `data.size` by the sides `height` and `width` that have no value yet."""
     values = {key: value for key, value in data.items() if key != "size"}
+    size = data.get("size")
+    if size is None:
+        return values
+    # Checked here, so that an error names the key that the user set.
+    (limits,) = (f.metadata for f in dataclasses.fields(DataConfig) if f.name == "height")
+    size = _check_field("data.size", _convert("data.size", int, size), limits)
     for side in ("height", "width"):
-        if values.get(side) is None and data.get("size") is not None:
-            values[side] = data["size"]
+        if values.get(side) is None:
+            values[side] = size
     return values
 
 
-def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    kinds = typing.get_type_hints(cls)
-    arguments = {}
+def _check_section(cls: type, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Returns a section's values with the types of `cls`, a dataclass."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    checked: dict[str, Any] = {}
     for name, value in values.items():
         key = prefix + str(name)
         if name not in fields:
-            if new := renamed(key):
-                raise BadInput(f"{key}: renamed; use {new}")
-            raise BadInput(f"{key}: no such key{hint(str(name), fields, key)}")
-        kind = kinds[name]
-        if dataclasses.is_dataclass(kind):
+            raise unknown_key(key, fields)
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
             if not isinstance(value, Mapping):
                 raise BadInput(f"{key}: a section of keys, not {value!r}")
-            arguments[name] = _build(typing.cast(type, kind), value, key + ".")
+            checked[name] = _check_section(typing.cast(type, hint), value, key + ".")
+        elif value is None:
+            checked[name] = None
         else:
-            arguments[name] = _check_field(key, _convert(key, kind, value), fields[name].metadata)
+            checked[name] = _check_field(key, _convert(key, hint, value), fields[name].metadata)
+    return checked
+
+
+def _construct(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
+    """Returns an instance of `cls`, a dataclass, from values that were checked."""
+    hints = typing.get_type_hints(cls)
+    arguments = {}
+    for name, value in values.items():
+        key = prefix + name
+        if value is None:
+            raise BadInput(f"{key}: not set")
+        is_section = isinstance(value, dict)
+        arguments[name] = _construct(hints[name], value, key + ".") if is_section else value
     return cls(**arguments)
 
 
-def _convert(key: str, kind: Any, value: Any) -> Any:
-    """`value` as `kind`; only lossless conversions (an integer for a float, a list for a tuple)."""
-    if isinstance(kind, types.GenericAlias):  # tuple[int, ...]
-        (item, _) = typing.get_args(kind)
+def _convert(key: str, hint: Any, value: Any) -> Any:
+    """Returns `value` with the type `hint`.
+
+    Only lossless conversions are made: an integer to a float, a list to a tuple.
+    """
+    if isinstance(hint, types.GenericAlias):  # tuple[int, ...]
+        (item, _) = typing.get_args(hint)
         if isinstance(value, list | tuple):
             return tuple(_convert(key, item, v) for v in value)
         raise BadInput(f"{key}: a tuple of {item.__name__}, not {value!r}")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if type(value) is not kind:
-        raise BadInput(f"{key}: expected {kind.__name__}, got {value!r}")
-    if kind is float and not math.isfinite(value):
+    if type(value) is not hint:
+        raise BadInput(f"{key}: expected {hint.__name__}, got {value!r}")
+    if hint is float and not math.isfinite(value):
         raise BadInput(f"{key}: a finite number, not {value!r}")
     return value
 
 
 def _check_field(key: str, value: Any, limits: Mapping[str, Any]) -> Any:
+    """Returns `value` if it lies within the limits of its field."""
     if new := renamed(key, value):
-        raise BadInput(f"{key}: {value!r} was renamed; use {new}")
+        raise BadInput(f"{key}: {value!r} is an old value; use {new}")
     choices, at_least = limits.get("choices"), limits.get("at_least")
     at_most, above = limits.get("at_most"), limits.get("above")
     if choices is not None and value not in choices:
@@ -358,9 +438,3 @@ def _check_field(key: str, value: Any, limits: Mapping[str, Any]) -> Any:
     if at_most is not None and value > at_most:
         raise BadInput(f"{key}: at most {at_most}, not {value}")
     return value
-
-
-def hint(name: str, section: Mapping[str, Any], key: str) -> str:
-    """A nearby key of `section`, as the end of an error message; empty where there is none."""
-    near = difflib.get_close_matches(name, section, n=1)
-    return f"; did you mean {key.removesuffix(name)}{near[0]}?" if near else ""

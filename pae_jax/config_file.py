@@ -1,4 +1,12 @@
-"""Config files: reading them, the runs that one stands for, and overrides on the command line."""
+"""Config files: finding and reading them, `--config.key=value` overrides, and the runs they define.
+
+A config file defines `get_config(arg=None)`, which returns a ConfigDict with the keys of
+`configs/default.py`. It may also define:
+
+    derive(config, arg)   fills in values that follow from other keys; it runs after the overrides
+    members(arg)          arguments of several runs that an argument such as "all" stands for
+    sweep(add, arg)       the variants of a sweep
+"""
 
 import ast
 import copy
@@ -10,17 +18,19 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import BadInput
-from pae_jax.config import Config, from_config_dict, hint
-from pae_jax.config_schema import renamed
+from pae_jax.config import Config, check, from_config_dict, unknown_key
 from pae_jax.configs import DIRECTORY
 
 
 def load(config_file: str, overrides: Sequence[str] = ()) -> Config:
-    """Reads `configs/X.py[:arg]` and applies `--config.key=value` overrides.
+    """Reads a config file and applies overrides.
 
     Args:
-      config_file: the path of a file with `get_config(arg=None)`, and after a colon its argument.
-      overrides: command-line words, each `--config.key=value`.
+      config_file: a path or the name of a shipped config, and after a colon its argument.
+      overrides: words of the command line, each `--config.key=value`.
+
+    Returns:
+      The configuration of one run.
 
     Raises:
       BadInput: with one line that names the file or the key.
@@ -30,10 +40,15 @@ def load(config_file: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def load_members(config_file: str, overrides: Sequence[str] = ()) -> dict[str, Config]:
-    """The runs that `configs/X.py[:arg]` stands for, by name.
+    """Reads a config file whose argument may stand for several runs, such as "all".
 
-    A config file that defines `members(arg)` names the arguments that an argument such as "all"
-    stands for, or returns None; any other file stands for one run, under the name "".
+    Args:
+      config_file: see `load`.
+      overrides: see `load`; they apply to every run.
+
+    Returns:
+      Name → configuration of each run. A file without `members`, or whose `members(arg)` is None,
+      defines a single run with the name "".
 
     Raises:
       BadInput: with one line that names the file or the key.
@@ -46,10 +61,14 @@ def load_members(config_file: str, overrides: Sequence[str] = ()) -> dict[str, C
 
 
 def load_sweep(config_file: str, overrides: Sequence[str] = ()) -> list[tuple[str, int, Config]]:
-    """Reads a config file that also has `sweep(add, arg)`; see `configs/ablation.py`.
+    """Reads a config file that also defines `sweep(add, arg)`; see `configs/ablation.py`.
+
+    Args:
+      config_file: see `load`.
+      overrides: see `load`; they apply to every run.
 
     Returns:
-      (variant, seed, config) of each member; overrides apply to all of them.
+      (variant, seed, config) of each run.
 
     Raises:
       BadInput: with one line that names the file or the key.
@@ -70,15 +89,15 @@ def load_sweep(config_file: str, overrides: Sequence[str] = ()) -> list[tuple[st
 
 def shipped() -> dict[str, str]:
     """Returns the name and the first line of the docstring of each shipped config file."""
-    found = {}
+    summaries = {}
     for path in sorted(DIRECTORY.glob("**/[a-z]*.py")):
+        # Parsed but not run, because the config files import heavy packages.
         tree = ast.parse(path.read_text())
-        if any(
-            isinstance(node, ast.FunctionDef) and node.name == "get_config" for node in tree.body
-        ):
+        functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        if "get_config" in functions:
             name = path.relative_to(DIRECTORY).with_suffix("").as_posix()
-            found[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return found
+            summaries[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return summaries
 
 
 def locate(config_file: str) -> tuple[Path, str | None]:
@@ -90,58 +109,36 @@ def locate(config_file: str) -> tuple[Path, str | None]:
     Raises:
       BadInput: there is no such file and no such config.
     """
-    # The whole word first, because a path may hold a colon itself.
-    for name, colon, argument in ((config_file, "", ""), config_file.rpartition(":")):
-        if not colon and name != config_file:
-            continue
+    # A path may itself hold colons, so the longest name that is a file is taken.
+    parts = config_file.split(":")
+    for end in range(len(parts), 0, -1):
+        name, argument = ":".join(parts[:end]), ":".join(parts[end:])
         for path in (Path(name), DIRECTORY / f"{name}.py"):
             if path.is_file():
                 return path, argument or None
-    name = config_file.partition(":")[0]
-    raise BadInput(f"{name}: no such config file, and no shipped config; `pae configs` lists them")
-
-
-def _run(config_file: str) -> tuple[dict[str, Any], dict[str, Any], str | None]:
-    """Returns what a config file defines, the values of its config, and its argument."""
-    path, argument = locate(config_file)
-    module = _read(path)
-    try:
-        values = module["get_config"](argument).to_dict()
-    except ValueError as error:  # how a config file refuses its argument
-        raise BadInput(f"{config_file}: {error}") from None
-    return module, values, argument
-
-
-def _finish(
-    module: Mapping[str, Any], values: dict[str, Any], words: Sequence[str], argument: str | None
-) -> Config:
-    """Returns the config after the overrides; `derive` then fills in what follows from them."""
-    values = override(values, words)
-    if "derive" in module:
-        config = ConfigDict(values)
-        module["derive"](config, argument)
-        values = config.to_dict()
-    return from_config_dict(values)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Returns what a config file defines."""
-    try:
-        module = runpy.run_path(str(path))
-    except (SyntaxError, ImportError, OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: cannot be read ({error})") from None
-    if "get_config" not in module:
-        raise BadInput(f"{path}: defines no get_config")
-    return module
+    raise BadInput(
+        f"{parts[0]}: no such config file, and no shipped config; `pae configs` lists them"
+    )
 
 
 def override(values: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
-    """A copy of nested `values` with each word `--config.key=value` applied.
+    """Returns a copy of nested `values` with each word `--config.key=value` applied.
 
     A value is a Python literal, except that strings need no quotes and true and false may be
-    written small. Types and limits are checked later, by `from_config_dict`.
+    written in lower case. Types and limits are checked later, by `config.check`.
+
+    Args:
+      values: nested dictionaries.
+      words: words of the command line.
+
+    Raises:
+      BadInput: for a word of another form or a key that `values` does not have.
     """
     values = copy.deepcopy(values)
+    data = values.get("data", {})
+    if any(word.startswith("--config.data.size=") for word in words) and "size" in data:
+        # A size in the overrides sets both sides, also if the file sets them one by one.
+        data["height"] = data["width"] = None
     for word in words:
         key, equals, text = word.removeprefix("--config.").partition("=")
         if not word.startswith("--config.") or not equals:
@@ -151,18 +148,51 @@ def override(values: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
         for part in sections:
             section = section.get(part) if isinstance(section, dict) else None
         if not isinstance(section, dict) or name not in section:
-            if new := renamed(key):
-                raise BadInput(f"{key}: renamed; use {new}")
-            near = hint(name, section, key) if isinstance(section, dict) else ""
-            raise BadInput(f"{key}: no such key{near}")
+            raise unknown_key(key, section)
         if isinstance(section[name], dict):
             raise BadInput(f"{key}: is a section; set one of {', '.join(section[name])}")
         section[name] = text if isinstance(section[name], str) else _literal(text)
     return values
 
 
+def _run(config_file: str) -> tuple[dict[str, Any], dict[str, Any], str | None]:
+    """Returns the names that a config file defines, the values of its config, its argument."""
+    path, argument = locate(config_file)
+    module = _read(path)
+    try:
+        values = module["get_config"](argument).to_dict()
+    except ValueError as error:  # config files refuse an argument by a ValueError
+        raise BadInput(f"{config_file}: {error}") from None
+    return module, values, argument
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Returns the names that a config file defines."""
+    try:
+        module = runpy.run_path(str(path))
+    except (SyntaxError, ImportError, OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read ({error})") from None
+    if "get_config" not in module:
+        raise BadInput(f"{path}: defines no get_config")
+    return module
+
+
+def _finish(
+    module: Mapping[str, Any], values: dict[str, Any], words: Sequence[str], argument: str | None
+) -> Config:
+    """Returns the config after the overrides and the file's `derive`."""
+    values = override(values, words)
+    if "derive" in module:
+        # Checked first, because `derive` computes with the values that the user gave.
+        config = ConfigDict(check(values))
+        module["derive"](config, argument)
+        values = config.to_dict()
+    return from_config_dict(values)
+
+
 def _literal(text: str) -> Any:
+    """Returns the value of a Python literal, or the text itself; the type check follows later."""
     try:
         return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
     except (ValueError, SyntaxError):
-        return text  # no literal: the type check will name the key
+        return text

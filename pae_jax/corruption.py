@@ -1,7 +1,8 @@
-"""Corruption x̂ = M⊙y + (1−M)⊙x (§2.1, eq. 13): ways to choose y and M.
+"""Corruption x̂ = M⊙y + (1−M)⊙x of normal images (§2.1, eq. 13), and the choices of y and M.
 
-`KINDS` holds them; most take M from `masks`. To try another, add a function to the registry and its
-name to `config.CorruptionConfig`. All of them see one example; `corrupt` maps over the batch.
+`KINDS` holds the ways to draw the pattern y and the mask M of one example; `corrupt` maps them over
+a batch. Two kinds take M from `masks`. To try another, add a function to the registry and its name
+to `config.CorruptionConfig`.
 """
 
 import itertools
@@ -21,11 +22,17 @@ Image = Float[Array, "h w 3"]
 Texture = Float[Array, "th tw 3"]
 Mask = Float[Array, "h w"]
 Key = KeyArray[Array, ""]
-Keys = KeyArray[Array, "*keys"]  # of the batch, or one for each example
+Keys = KeyArray[Array, "*keys"]  # () for the batch, or (b,), one per example
 
 
 class CorruptedBatch(NamedTuple):
-    """x̂, x and M of one batch, float32 in [0, 1]."""
+    """Corrupted and clean images with the masks that relate them, float32 in [0, 1].
+
+    Attributes:
+      corrupted: x̂.
+      clean: x.
+      mask: M, opacity included; 0 where x̂ = x.
+    """
 
     corrupted: Float[Array, "b h w c"]
     clean: Float[Array, "b h w c"]
@@ -38,48 +45,50 @@ def corrupt(
     textures: Float[Array, "b th tw 3"],
     config: CorruptionConfig,
 ) -> CorruptedBatch:
-    """Corrupts each image by its own random mask and pattern.
+    """Corrupts each image with a random pattern y under a random mask M (eq. 13).
 
     Args:
-      key: one key, or (b,) keys: example i depends on `key` and i, or on `key[i]`, alone.
+      key: one key, or (b,) keys. Example i depends on `key` and i, or on `key[i]`, alone.
       images: x, (b, h, w, 3) in [0, 1].
-      textures: (b, th, tw, 3) in [0, 1], any size; textures whose three channels are equal keep
-        them equal, so pass grey textures with grey images.
-      config: kind, mask family, opacity and their ranges.
+      textures: (b, th, tw, 3) in [0, 1], of any size. Equal channels stay equal, so pass grey
+        textures with grey images.
+      config: the kind, the mask family, the opacity and their ranges.
 
     Returns:
-      x̂, x and M with the opacity folded in; a share `config.clean` of the examples has M = 0
-      and x̂ = x.
+      x̂, x and M, each example with its own. A fraction `config.clean_fraction` of the examples
+      has M = 0 and x̂ = x.
     """
 
-    def one(key: Key, image: Image, texture: Texture) -> tuple[Image, Mask]:
+    def corrupt_example(key: Key, image: Image, texture: Texture) -> tuple[Image, Mask]:
         clean_key, kind_key = jax.random.split(key)
         y, mask = KINDS[config.kind](kind_key, image, texture, config)
         mask = jnp.where(jax.random.bernoulli(clean_key, config.clean_fraction), 0.0, mask)
         return mask[..., None] * y + (1 - mask[..., None]) * image, mask
 
-    corrupted, mask = jax.vmap(one)(rng.example_keys(key, len(images)), images, textures)
+    corrupted, mask = jax.vmap(corrupt_example)(
+        rng.example_keys(key, len(images)), images, textures
+    )
     return CorruptedBatch(corrupted, images, mask[..., None])
 
 
-# Kinds: (key, x, texture, config) -> (y, M).
+# Kinds: (key, x, texture, config) -> (y, M), all in [0, 1].
 
 
 def paste_texture(
     key: Key, image: Image, texture: Texture, config: CorruptionConfig
 ) -> tuple[Image, Mask]:
-    """The paper's corruption (§2.1): a transformed texture under a mask of `config.mask`."""
+    """Draws the paper's corruption (§2.1): a transformed texture under a `config.mask`."""
     mask_key, pattern_key = jax.random.split(key)
     y = random_pattern(pattern_key, texture, (image.shape[0], image.shape[1]), config)
     return y, masks.MASKS[config.mask](mask_key, image, config)
 
 
 def mixed(key: Key, image: Image, texture: Texture, config: CorruptionConfig) -> tuple[Image, Mask]:
-    """Textures, and patterns that are wrong by their place alone, a quarter each.
+    """Draws y as a texture, a window on the image, a warped image or another tone, equally often.
 
-    y is a texture as in `paste_texture`, another window on the same image, the same image warped
-    or in another tone. A defect need not be foreign matter: to undo a bend or a dent, f must know
-    what belongs where. Eq. 14 asks for y unlike the data; these are unlike x.
+    The texture is that of `paste_texture`; the other three patterns come from x itself. A defect
+    need not be foreign material: to correct a bend or a dent, f must learn which content belongs
+    at which position. Eq. 14 asks for y unlike the data; these patterns are unlike x.
     """
     choice_key, mask_key, *keys = jax.random.split(key, 6)
     shape = image.shape[0], image.shape[1]
@@ -94,13 +103,15 @@ def mixed(key: Key, image: Image, texture: Texture, config: CorruptionConfig) ->
 
 
 def warp(key: Key, image: Image) -> Image:
-    """The image under a smooth displacement of a few per cent of the shorter side.
+    """Displaces the pixels by a smooth random field of a few per cent of the shorter side.
 
-    Its correlation length is 3 to 12 % of the side; the displacement's deviation, half of that.
+    The field's correlation length is log-uniform in 3 to 12 % of the side. Its standard deviation
+    is at most half the correlation length.
     """
     height, width, _ = image.shape
     scale_key, field_key = jax.random.split(key)
     length = min(height, width) * 0.03 * 4 ** jax.random.uniform(scale_key)
+    # As many knots as the shortest correlation length needs, because shapes are static.
     points = [math.ceil(size / (0.03 * min(height, width))) + 2 for size in (height, width)]
     knots = math.sqrt(12) * (rng.uniform(field_key, 2, *points) - 0.5)
 
@@ -114,11 +125,11 @@ def warp(key: Key, image: Image) -> Image:
 
 
 def draem(key: Key, image: Image, texture: Texture, config: CorruptionConfig) -> tuple[Image, Mask]:
-    """DRAEM's corruption (arXiv 2108.07610, §3.2): a texture under thresholded Perlin noise.
+    """Draws DRAEM's corruption (arXiv 2108.07610, §3.2): a texture under thresholded Perlin noise.
 
-    As published: a hard mask, noise of 1 to 32 cells a side, opacity β ~ U[0.1, 1]; `config.mask`
-    and the opacity range are not read. Published too: `clean` = 0.5. Left out: the rotation of
-    the noise.
+    As published, the mask has hard edges, the noise 1 to 32 cells per side, and the opacity is
+    β ~ U[0.1, 1]. The rotation of the noise is left out. `config.mask` and the opacity range are
+    not read; the published clean fraction is 0.5.
     """
     pattern_key, noise_key = jax.random.split(key)
     shape = image.shape[0], image.shape[1]
@@ -135,17 +146,17 @@ def draem(key: Key, image: Image, texture: Texture, config: CorruptionConfig) ->
 def cutpaste(
     key: Key, image: Image, texture: Texture, config: CorruptionConfig
 ) -> tuple[Image, Mask]:
-    """CutPaste (arXiv 2104.04015, §3.1): a piece of the same image, elsewhere, its tone jittered.
+    """Draws CutPaste (arXiv 2104.04015, §3.1): a piece of the image at another position.
 
-    As published: a patch of 2 to 15 % of the area and aspect 0.3 to 3.3, or, half of the time, a
-    scar: a thin strip turned by up to 45°; opacity 1, hard edges, brightness and contrast
-    changed by up to 0.1. Left out: jitter of saturation and hue, and turning the strip's content
-    with its outline. `config` is not read.
+    As published, the piece is a patch of 2 to 15 % of the area with an aspect ratio of 0.3 to
+    3.3, or, half of the time, a scar: a thin strip rotated by up to 45°. The opacity is 1, edges
+    are hard, brightness and contrast change by up to 0.1. The jitter of saturation and hue and the
+    rotation of the scar's content are left out. `config` is not read.
     """
     del texture, config
     height, width, _ = image.shape
     side = math.sqrt(height * width)
-    form_key, size_key, angle_key, place_key, tone_key = jax.random.split(key, 5)
+    form_key, size_key, angle_key, position_key, tone_key = jax.random.split(key, 5)
     scar = jax.random.bernoulli(form_key)
     u, v = jax.random.uniform(size_key, (2,))
     area, aspect = 0.02 + 0.13 * u, 0.3 * (3.3 / 0.3) ** v
@@ -155,16 +166,17 @@ def cutpaste(
     angle = jnp.where(scar, jax.random.uniform(angle_key, minval=-1.0) * math.pi / 4, 0.0)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
 
-    # Both places lie inside the image where the piece fits at all.
+    # Source and target lie inside the image if the piece fits at all.
     size = jnp.array([height, width], jnp.float32)
     reach = jnp.stack(
         [half[0] * cos + half[1] * jnp.abs(sin), half[1] * cos + half[0] * jnp.abs(sin)]
     )
     reach = jnp.minimum(reach, size / 2)
     low, high = reach, size - reach
-    source, target = jax.random.uniform(place_key, (2, 2), minval=low, maxval=high)
-    move = jnp.round(target - source).astype(jnp.int32)
-    moved = jnp.roll(image, move, axis=(0, 1))
+    source, target = jax.random.uniform(position_key, (2, 2), minval=low, maxval=high)
+    # A whole number of pixels, so that the piece is not interpolated.
+    shift = jnp.round(target - source).astype(jnp.int32)
+    moved = jnp.roll(image, shift, axis=(0, 1))
     y = change_tone(tone_key, moved, brightness=0.1, contrast=0.1)
     rows = (jnp.arange(height) + 0.5 - target[0])[:, None]
     columns = (jnp.arange(width) + 0.5 - target[1])[None, :]
@@ -174,17 +186,19 @@ def cutpaste(
 
 
 def riad(key: Key, image: Image, texture: Texture, config: CorruptionConfig) -> tuple[Image, Mask]:
-    """RIAD (Zavrtanik et al. 2021, §3.1): one of three disjoint sets of cells is blacked out.
+    """Draws RIAD's corruption (Zavrtanik et al. 2021, §3.1): a third of the cells becomes black.
 
-    Each square cell, of side 2, 4, 8 or 16 pixels (drawn per example), belongs to one of the
-    sets with equal probability; the published sets are equally large. `config` is not read.
+    Cells are squares of side 2, 4, 8 or 16 pixels, drawn per example. Each is blacked out with
+    probability 1/3, while the publication divides them into three sets of equal size. `config` is
+    not read.
     """
     del texture, config
     size_key, set_key = jax.random.split(key)
     side = 2 ** rng.uniform_int(size_key, 1, 5)
     height, width, _ = image.shape
-    member = rng.uniform(set_key, -(-height // 2), -(-width // 2)) < 1 / 3
-    mask = member[jnp.arange(height) // side][:, jnp.arange(width) // side]
+    # As many cells as the smallest side needs, because shapes are static.
+    hidden = rng.uniform(set_key, -(-height // 2), -(-width // 2)) < 1 / 3
+    mask = hidden[jnp.arange(height) // side][:, jnp.arange(width) // side]
     return jnp.zeros_like(image), mask.astype(image.dtype)
 
 
@@ -203,45 +217,44 @@ KINDS: dict[str, Callable[[Key, Image, Texture, CorruptionConfig], tuple[Image, 
 def random_pattern(
     key: Key, texture: Texture, shape: tuple[int, int], config: CorruptionConfig
 ) -> Float[Array, "h w 3"]:
-    """y of eq. 13: a random view of a texture, its colours and tone changed."""
+    """Draws y of eq. 13: a random view of a texture in changed colours and tone."""
     view_key, colour_key, tone_key = jax.random.split(key, 3)
     y = permute_channels(colour_key, random_view(view_key, texture, shape))
     return change_tone(tone_key, y, brightness=config.brightness, contrast=config.contrast)
 
 
 def random_view(key: Key, texture: Texture, shape: tuple[int, int]) -> Float[Array, "h w 3"]:
-    """A random window on a texture, rotated, mirrored and scaled by a factor of 1/2 to 2.
+    """Returns a random window on a texture, rotated, mirrored and scaled by 1/2 to 2.
 
-    The texture is continued by reflection, so one of any size fills any `shape` at its own
-    scale. Larger steps than two pixels would alias, since `resample` does not low-pass.
+    The texture is continued by reflection, so a texture of any size fills any `shape`.
     """
-    number = jax.random.uniform(key, (5,))
-    top, left = number[0] * texture.shape[0] - 0.5, number[1] * texture.shape[1] - 0.5
-    step, angle = 2 ** (2 * number[2] - 1), 2 * math.pi * number[3]
+    row, column, zoom, angle, mirror = rng.uniforms(key, (), (), (), (), ())
+    row, column = row * texture.shape[0] - 0.5, column * texture.shape[1] - 0.5
+    # Steps above two texture pixels would alias, because `resample` has no low-pass filter.
+    step, angle = 2 ** (2 * zoom - 1), 2 * math.pi * angle
     cos, sin = step * jnp.cos(angle), step * jnp.sin(angle)
-    mirror = jnp.where(number[4] < 0.5, -1.0, 1.0)
+    mirror = jnp.where(mirror < 0.5, -1.0, 1.0)
     y = (jnp.arange(shape[0]) - (shape[0] - 1) / 2)[:, None]
     x = mirror * (jnp.arange(shape[1]) - (shape[1] - 1) / 2)[None, :]
-    return image_ops.resample(texture, top + cos * y + sin * x, left + cos * x - sin * y)
+    return image_ops.resample(texture, row + cos * y + sin * x, column + cos * x - sin * y)
 
 
 def permute_channels(key: Key, image: Image) -> Image:
-    """The colours under a random permutation of the channels; grey stays grey.
-
-    Changes of hue or saturation would mix the channels; XLA then repeats the gathers of
-    `random_view` for each of them, which is several times slower on a CPU.
-    """
+    """Permutes the channels at random; grey images stay grey."""
+    # Changes of hue or saturation would mix the channels. XLA then repeats the gathers of
+    # `random_view` for each of them, which is several times slower on a CPU.
     orders = jnp.array(list(itertools.permutations(range(3))))
     return image[..., orders[rng.uniform_int(key, 0, len(orders))]]
 
 
 def change_tone(key: Key, image: Image, *, brightness: float, contrast: float) -> Image:
-    """Random contrast and brightness, clipped to [0, 1]; alike in all channels.
+    """Changes contrast and brightness at random, equally in all channels; clips to [0, 1].
 
     Args:
+      key: a key.
       image: (h, w, 3) in [0, 1].
-      brightness: the largest offset.
-      contrast: the factor about mid-grey lies in 1 ± this.
+      brightness: the largest absolute offset.
+      contrast: half the range of the gain about mid-grey, which lies in 1 ± `contrast`.
     """
     offset, gain = jax.random.uniform(key, (2,), minval=-1.0)
     return jnp.clip((1 + contrast * gain) * (image - 0.5) + 0.5 + brightness * offset, 0.0, 1.0)

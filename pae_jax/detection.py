@@ -1,6 +1,6 @@
 """Detection (§2.2): from images to reconstructions, anomaly maps, scores and thresholds.
 
-Nothing here reads or writes files; `workdir.trained_model` does.
+This module neither reads nor writes files; `workdir.trained_model` does.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,15 +15,16 @@ from pae_jax import anomaly_map, image_ops
 from pae_jax.config import Config
 from pae_jax.methods import METHODS
 
-REPORTED_SCORES = ("sum", "max", "topk")  # §2.2: the sum, or scores less sensitive to extent
+# The paper sums the map (§2.2). The other two depend less on the size of the defect.
+REPORTED_SCORES = ("sum", "max", "topk")
 
 
 class Detection(NamedTuple):
     """The result for a batch of images.
 
     Attributes:
-      reconstruction: (b, h, w, 3), f(x̂), fⁿ(x̂) or the fixed point, float32 in [0, 1]; None where
-        the method makes none.
+      reconstruction: (b, h, w, 3), f(x̂), fⁿ(x̂) or the fixed point, float32 in [0, 1]; None for a
+        method without reconstructions.
       map: (b, h, w), the smoothed anomaly map Δ(x̂, ·), float32 in [0, 1].
       scores: image scores by name, each (b,).
     """
@@ -34,15 +35,15 @@ class Detection(NamedTuple):
 
 
 class Thresholds(NamedTuple):
-    """Limits above which an image is called defective, or a pixel of the map anomalous.
+    """The values above which an image is called defective, or a pixel of the map anomalous.
 
     Both are taken from held-out normal images, never from test images.
 
     Attributes:
-      score: the limit of the image score.
-      pixel: the limit of the anomaly map.
-      images: how many held-out normal images the limits are taken from.
-      false_positive_rate: the share of these images that exceeds each limit, as asked for.
+      score: the threshold of the image score.
+      pixel: the threshold of the anomaly map.
+      images: the number of held-out normal images.
+      false_positive_rate: the largest fraction of these images that may exceed each threshold.
     """
 
     score: float
@@ -52,12 +53,12 @@ class Thresholds(NamedTuple):
 
 
 def detect(params: Any, images: Array, config: Config) -> Detection:
-    """Returns the detections of uint8 images (b, h, w, 1 or 3). Pure and jittable."""
+    """Returns the detection of a batch of uint8 images (b, h, w, 1 or 3). Pure and jittable."""
     return detect_float(params, image_ops.to_float(images), config)
 
 
 def detect_float(params: Any, x: Float[Array, "b h w 3"], config: Config) -> Detection:
-    """Returns the detections of float images in [0, 1]. Pure and jittable."""
+    """Returns the detection of a batch of float images in [0, 1]. Pure and jittable."""
     reconstruction, maps = METHODS[config.method].anomaly_map(params, x, config)
     scores = {
         name: anomaly_map.image_score(maps, name, config.eval.topk_fraction)
@@ -70,12 +71,10 @@ def detect_float(params: Any, x: Float[Array, "b h w 3"], config: Config) -> Det
 def detect_all(
     params: Any, images: UInt8[np.ndarray, "n h w c"], config: Config
 ) -> Iterator[Detection]:
-    """Yields one `Detection` of numpy arrays for each image, computed in batches.
-
-    The last batch is padded with the last image, so that one compiled program serves all.
-    """
+    """Yields one `Detection` of numpy arrays for each image, computed in batches."""
     size = min(config.eval.batch_size, len(images))
     for start in range(0, len(images), size):
+        # The last batch is padded with the last image, so that one compiled program serves all.
         rows = np.minimum(np.arange(start, start + size), len(images) - 1)
         batch = jax.device_get(_detect(params, images[rows], config=config))
         for i in range(min(size, len(images) - start)):
@@ -87,17 +86,18 @@ _detect = jax.jit(detect, static_argnames="config")
 
 
 def choose_thresholds(detections: Sequence[Detection], config: Config) -> Thresholds:
-    """Returns the thresholds that `eval.false_positive_rate` of normal images exceed.
+    """Returns the thresholds that at most `eval.false_positive_rate` of the images exceed.
 
     Args:
-      detections: one per held-out normal image.
+      detections: those of the held-out normal images.
       config: `eval.image_score` names the score that decides.
     """
     scores = [float(detection.scores[config.eval.image_score]) for detection in detections]
     maxima = [float(detection.map.max()) for detection in detections]
     level = 1 - config.eval.false_positive_rate
     return Thresholds(
-        # The next observed value, not an interpolated one: the rate holds on these images.
+        # The next observed value is taken, not an interpolated one, so that the rate holds on
+        # these images.
         score=float(np.quantile(scores, level, method="higher")),
         pixel=float(np.quantile(maxima, level, method="higher")),
         images=len(detections),

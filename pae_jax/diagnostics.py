@@ -1,6 +1,6 @@
-"""Is a trained f a projection onto ℳ? The properties of appendix A.2 and A.3, measured.
+"""Diagnostics: how close a trained f is to a projection onto ℳ (appendix A.2 and A.3).
 
-Every number is taken on normal images that f was not trained on and on corruptions of them.
+Every quantity is measured on normal images that f was not trained on and on corruptions of them.
 """
 
 import functools
@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jaxtyping import Array, Float, Key
 
 from pae_jax import rng
@@ -18,14 +19,26 @@ from pae_jax.devices import hardware
 from pae_jax.fixed_point import fixed_point
 from pae_jax.projection import jacobian_identity
 
-PerImage = dict[str, Float[Array, " b"]]
+APPLICATIONS = 3  # the number of applications of f whose contraction is measured
 
-APPLICATIONS = 3  # of f, for which the contraction is followed
 
-# Ratios are heavy-tailed: a faint corruption is soon smaller than the bias of f.
-_MEDIANS = {f"contraction_{n}" for n in range(1, APPLICATIONS + 1)} | {"normal_dominance"}
-# What uncorrupted images leave undefined. A NaN anywhere else is f's own, and stays visible.
-_PARTIAL = _MEDIANS | {"error_outside_mask", "error_inside_mask", "corruption_suppression"}
+class Diagnostic(struct.PyTreeNode):
+    """A quantity measured on every image of a batch, and how it is summarised.
+
+    Attributes:
+      value: (b,) one value per image.
+      reduce: "mean" or "median" over the images. Ratios take the median, because they are
+        heavy-tailed: a faint corruption is soon smaller than the bias of f.
+      skip_nan: True if NaN marks images for which the quantity is undefined, such as uncorrupted
+        ones; these are left out. Otherwise a NaN comes from f, and the summary is NaN too.
+    """
+
+    value: Any
+    reduce: str = struct.field(pytree_node=False, default="mean")
+    skip_nan: bool = struct.field(pytree_node=False, default=False)
+
+
+Diagnostics = dict[str, Diagnostic]
 
 
 def diagnose(
@@ -40,19 +53,25 @@ def diagnose(
     tolerance: float = 1e-3,
     max_steps: int = 50,
 ) -> dict[str, float]:
-    """What `errors` and `geometry` measure, over all images; host.
+    """Returns the diagnostics of `errors` and `geometry`, summarised over all images.
+
+    Runs on the host; the measurement itself is jitted.
 
     Args:
       f: images → images. As `jax.tree_util.Partial(apply, params)` it is compiled once for all
-        parameters; any other function is compiled for itself.
+        parameters; any other function is compiled separately.
       clean: normal images from which tangents are estimated; not augmented.
       batches: one or several batches of corrupted images x̂, their sources x and masks.
-      key: of the probes and the power iteration's start.
-      neighbours, explained, power_steps, tolerance, max_steps: as in `geometry`.
+      key: for the probes and the start of the power iteration.
+      neighbours: see `geometry`.
+      explained: see `geometry`.
+      power_steps: see `geometry`.
+      tolerance: see `geometry`.
+      max_steps: see `geometry`.
 
     Returns:
-      name → mean over the images where it is defined (contraction_n and normal_dominance: the
-      median, since a faint corruption makes a ratio large); NaN where it is defined for none.
+      name → the mean or median, as `Diagnostic.reduce` says, over the images for which the
+      quantity is defined; NaN if there are none.
     """
     f = f if isinstance(f, jax.tree_util.Partial) else jax.tree_util.Partial(f)
     batches = [batches] if isinstance(batches, CorruptedBatch) else list(batches)
@@ -64,33 +83,47 @@ def diagnose(
         tolerance=tolerance,
         max_steps=max_steps,
     )
-    found = [
+    measured = [
         jax.device_get(run(f, clean, batch, jax.random.fold_in(key, i)))
         for i, batch in enumerate(batches)
     ]
-    return summarise(found)
+    return summarise(measured)
 
 
-def summarise(found: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
-    """Per-image values of several batches → one number a name, as `diagnose` returns; host."""
-    together = {name: np.concatenate([values[name] for values in found]) for name in found[0]}
-    return {name: _summary(name, values) for name, values in together.items()}
+def summarise(batches: Sequence[Mapping[str, Diagnostic]]) -> dict[str, float]:
+    """Returns one number per name from the diagnostics of one or several batches.
+
+    Args:
+      batches: numpy arrays, with the same names in every batch.
+
+    Returns:
+      The numbers, as `diagnose` returns them.
+    """
+    return {name: _summary([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def errors(f: Callable, batch: CorruptedBatch) -> PerImage:
-    """What a few applications of f tell, cheap enough during training.
+def errors(f: Callable, batch: CorruptedBatch) -> Diagnostics:
+    """Measures the errors of a few applications of f; cheap enough to run during training.
 
-    Returns (batch,) each, in the units of pixel values where nothing else is said:
-      on_manifold_bias: root mean square of f(x) − x, the bias on ℳ of eq. 19.
-      idempotency: of f(f(x̂)) − f(x̂), its residual.
-      error_outside_mask: of f(x̂) − x outside the mask, weighted by 1−M: conservativity. NaN for M = 1.
-      error_inside_mask: of f(x̂) − x inside the mask, weighted by M: what is left of the corruption.
-        NaN for M = 0.
-      contraction_n: ‖f⁽ⁿ⁾(x̂)−x‖ / ‖f⁽ⁿ⁻¹⁾(x̂)−x‖, the ρ of the n-th application, measured to the
-        clean image and not to ℳ (eq. 8). NaN for an uncorrupted image, or once x is met.
+    All but the contraction are root mean squares, in the units of pixel values:
+
+    - on_manifold_bias: f(x) − x, the bias on ℳ of eq. 19.
+    - idempotency: f(f(x̂)) − f(x̂), the idempotency residual.
+    - error_outside_mask: f(x̂) − x outside the mask, weighted by 1−M: conservativity. NaN for M = 1.
+    - error_inside_mask: f(x̂) − x inside the mask, weighted by M: the remaining corruption. NaN for
+      M = 0.
+    - contraction_n: ‖f⁽ⁿ⁾(x̂)−x‖ / ‖f⁽ⁿ⁻¹⁾(x̂)−x‖, the ρ of the n-th application, measured to the
+      clean image and not to ℳ (eq. 8). NaN for an uncorrupted image, or once x is reached.
+
+    Args:
+      f: images → images.
+      batch: x̂, x, M.
+
+    Returns:
+      The diagnostics by name.
     """
     corrupted, clean, mask = batch
-    # A scan, so that f is compiled once for all its applications where loops cost nothing.
+    # A scan compiles f once for all applications, on platforms where a loop costs no speed.
     _, images = jax.lax.scan(
         lambda x, _: (f(x),) * 2,
         corrupted,
@@ -101,19 +134,20 @@ def errors(f: Callable, batch: CorruptedBatch) -> PerImage:
     distances = [_norm(iterate - clean) for iterate in iterates]
     channels = clean.shape[-1]
 
-    def weighted(weights: Float[Array, "b h w 1"]) -> Float[Array, " b"]:
+    def weighted_error(weights: Float[Array, "b h w 1"]) -> Float[Array, " b"]:
         total = jnp.sum(weights * (iterates[1] - clean) ** 2, axis=(1, 2, 3))
         return jnp.sqrt(_ratio(total, channels * jnp.sum(weights, axis=(1, 2, 3))))
 
+    def contraction(n: int) -> Float[Array, " b"]:
+        return jnp.where(distances[0] > 0, _ratio(distances[n], distances[n - 1]), jnp.nan)
+
     return {
-        "on_manifold_bias": _rms(f(clean) - clean),
-        "idempotency": _rms(iterates[2] - iterates[1]),
-        "error_outside_mask": weighted(1 - mask),
-        "error_inside_mask": weighted(mask),
+        "on_manifold_bias": Diagnostic(_rms(f(clean) - clean)),
+        "idempotency": Diagnostic(_rms(iterates[2] - iterates[1])),
+        "error_outside_mask": Diagnostic(weighted_error(1 - mask), skip_nan=True),
+        "error_inside_mask": Diagnostic(weighted_error(mask), skip_nan=True),
         **{
-            f"contraction_{n}": jnp.where(
-                distances[0] > 0, _ratio(distances[n], distances[n - 1]), jnp.nan
-            )
+            f"contraction_{n}": Diagnostic(contraction(n), reduce="median", skip_nan=True)
             for n in range(1, APPLICATIONS + 1)
         },
     }
@@ -130,59 +164,66 @@ def geometry(
     power_steps: int = 20,
     tolerance: float = 1e-3,
     max_steps: int = 50,
-) -> PerImage:
-    """Fixed points of f from x̂, the Jacobian at x, and the corruptions' directions.
+) -> Diagnostics:
+    """Measures the fixed points of f, its Jacobian at x, and the directions of the corruptions.
+
+    - fixed_point_steps: the number of applications until the iteration from x̂ stopped.
+    - fixed_point_converged: 1 if the iteration met the tolerance.
+    - fixed_point_error: root mean square of the final value − x.
+    - jacobian_identity: ‖J_f(x̂) − I‖_F / √d, estimated by one probe.
+    - tangent_distortion: ‖(J_f(x) − I)t‖ for the unit vector t to the nearest normal image; 0 if f
+      keeps variation along ℳ.
+    - corruption_suppression: ‖(J_f(x) − I)δ‖ for the unit vector δ; 1 if f removes the corruption,
+      0 if f keeps it. NaN for an uncorrupted image.
+    - spectral_radius: the spectral radius of J_f(x), 1 for a projection. It is the geometric mean
+      of the growth over the second half of a power iteration, which is also correct for
+      complex eigenvalues, under which the vector rotates.
+    - normal_dominance: ‖Π_T δ‖ / ‖Π_N δ‖, at most an η < 1 by eq. 14.
 
     The tangent space at x is estimated by a local PCA about x: the leading principal directions
-    of the differences to the `neighbours` nearest other images in `clean`. Where these lie far
-    apart, or vary in more ways than there are neighbours, that is a rough estimate. A direction
-    without any relation to ℳ has a normal_dominance of about √(k/(d−k)), with k ≤ neighbours
-    directions kept, and d values in an image.
+    of the differences to the `neighbours` nearest other images in `clean`. The estimate is rough
+    if these images are far apart, or if ℳ has more dimensions than there are neighbours. A
+    direction unrelated to ℳ has a normal_dominance of about √(k/(d−k)), with k ≤ neighbours
+    principal directions, and d values in an image.
 
     Args:
       f: images → images.
-      clean: normal images, not augmented; equals of x are left out.
-      batch: x̂, x, M. The corruption's direction is δ ∝ x̂ − x = M⊙(y−x), eq. 13.
-      key: of the probes and the power iteration's start.
-      neighbours: of each x.
-      explained: the share of the differences' squared length that the directions kept explain; the
-        rest is curvature and noise.
-      power_steps: products with J. The first half only turns the vector.
-      tolerance, max_steps: of the fixed point, see `fixed_point`.
+      clean: normal images, not augmented; images equal to x are left out.
+      batch: x̂, x, M. The direction of the corruption is δ ∝ x̂ − x = M⊙(y−x), eq. 13.
+      key: for the probes and the start of the power iteration.
+      neighbours: the number of nearest images for each x.
+      explained: the fraction of the squared length of the differences that the principal
+        directions explain; the rest is regarded as curvature and noise.
+      power_steps: products with J. The first half only aligns the vector.
+      tolerance: see `fixed_point`.
+      max_steps: see `fixed_point`.
 
-    Returns (batch,) each:
-      fixed_point_steps: applications until the iteration from x̂ stopped.
-      fixed_point_converged: 1 if it met the tolerance.
-      fixed_point_error: root mean square of its value − x.
-      jacobian_identity: ‖J_f(x̂) − I‖_F / √d, estimated by one probe.
-      tangent_distortion: ‖(J_f(x) − I)t‖ for the unit vector t to the nearest normal image; 0 if f
-        keeps what varies along ℳ.
-      corruption_suppression: ‖(J_f(x) − I)δ‖ for the unit vector δ; 1 if f removes it, 0 if it lets it
-        pass. NaN for an uncorrupted image.
-      spectral_radius: of J_f(x); 1 for a projection. The geometric mean of the growth over the
-        second half of the power iteration, which rotating (complex) eigenvalues do not upset.
-      normal_dominance: ‖Π_T δ‖ / ‖Π_N δ‖, to stay below an η < 1 by eq. 14.
+    Returns:
+      The diagnostics by name.
     """
     corrupted, x, _ = batch
     probe_key, start_key = jax.random.split(key)
     end = fixed_point(f, corrupted, tolerance=tolerance, max_steps=max_steps)
     differences = _to_neighbours(x, clean, neighbours)
     shift = corrupted - x
-    _, push = jax.linearize(f, x)
+    _, jvp = jax.linearize(f, x)
 
-    def defect(direction: Float[Array, "b h w c"]) -> Float[Array, " b"]:
+    def change(direction: Float[Array, "b h w c"]) -> Float[Array, " b"]:
+        """Returns ‖(J_f(x) − I)v‖ for the unit vector v along the direction."""
         unit, length = _unit(direction)
-        return jnp.where(length > 0, _norm(push(unit) - unit), jnp.nan)
+        return jnp.where(length > 0, _norm(jvp(unit) - unit), jnp.nan)
 
+    _, jacobian_norm = jacobian_identity(f, corrupted, probe_key, normalize=True)
+    dominance = _normal_dominance(shift, differences, explained)
     return {
-        "fixed_point_steps": end.steps.astype(x.dtype),
-        "fixed_point_converged": end.converged.astype(x.dtype),
-        "fixed_point_error": _rms(end.value - x),
-        "jacobian_identity": jacobian_identity(f, corrupted, probe_key, normalize=True)[1],
-        "tangent_distortion": defect(differences[:, 0]),
-        "corruption_suppression": defect(shift),
-        "spectral_radius": _spectral_radius(push, x, start_key, power_steps),
-        "normal_dominance": _normal_dominance(shift, differences, explained),
+        "fixed_point_steps": Diagnostic(end.steps.astype(x.dtype)),
+        "fixed_point_converged": Diagnostic(end.converged.astype(x.dtype)),
+        "fixed_point_error": Diagnostic(_rms(end.value - x)),
+        "jacobian_identity": Diagnostic(jacobian_norm),
+        "tangent_distortion": Diagnostic(change(differences[:, 0])),
+        "corruption_suppression": Diagnostic(change(shift), skip_nan=True),
+        "spectral_radius": Diagnostic(_spectral_radius(jvp, x, start_key, power_steps)),
+        "normal_dominance": Diagnostic(dominance, reduce="median", skip_nan=True),
     }
 
 
@@ -191,32 +232,37 @@ def geometry(
 )
 def _measure(
     f: Callable, clean: Array, batch: CorruptedBatch, key: Array, **options: Any
-) -> PerImage:
+) -> Diagnostics:
     return {**errors(f, batch), **geometry(f, clean, batch, key, **options)}
 
 
 def _to_neighbours(
     x: Float[Array, "b h w c"], clean: Float[Array, "n h w c"], count: int
 ) -> Float[Array, "b {count} h w c"]:
-    """x′ − x for the nearest other normal images x′, nearest first; 0 where there are too few."""
-    squared = jax.lax.map(lambda one: jnp.sum((x - one[None]) ** 2, axis=(1, 2, 3)), clean).T
-    squared = jnp.where(squared > 0, squared, jnp.inf)
+    """Returns x′ − x for the nearest other normal images x′, nearest first.
+
+    Rows are 0 if there are fewer than `count` other images.
+    """
+    # A loop over the images, because all differences at once would fill the memory.
+    squared = jax.lax.map(lambda image: jnp.sum((x - image[None]) ** 2, axis=(1, 2, 3)), clean).T
+    squared = jnp.where(squared > 0, squared, jnp.inf)  # x itself is no neighbour
     padding = jnp.full((len(x), count), jnp.inf, x.dtype)
-    nearest = jnp.argsort(jnp.concatenate([squared, padding], axis=1), axis=1)[:, :count]
-    found = jnp.take_along_axis(jnp.concatenate([squared, padding], axis=1), nearest, axis=1)
+    padded = jnp.concatenate([squared, padding], axis=1)
+    nearest = jnp.argsort(padded, axis=1)[:, :count]
+    exists = jnp.isfinite(jnp.take_along_axis(padded, nearest, axis=1))
     differences = clean[jnp.minimum(nearest, len(clean) - 1)] - x[:, None]
-    return jnp.where(jnp.isfinite(found)[..., None, None, None], differences, 0)
+    return jnp.where(exists[..., None, None, None], differences, 0)
 
 
 def _spectral_radius(
-    push: Callable, x: Float[Array, "b h w c"], key: Key[Array, ""], steps: int
+    jvp: Callable, x: Float[Array, "b h w c"], key: Key[Array, ""], steps: int
 ) -> Float[Array, " b"]:
     keys = rng.example_keys(key, len(x))
     start = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(keys)
 
     def step(n: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         v, growth = carry
-        v, length = _unit(push(v))
+        v, length = _unit(jvp(v))
         return v, growth + jnp.where(n >= steps // 2, jnp.log(length), 0)
 
     zero = jnp.zeros(len(x), x.dtype)
@@ -227,19 +273,21 @@ def _spectral_radius(
 def _normal_dominance(
     shift: Float[Array, "b h w c"], differences: Float[Array, "b k h w c"], explained: float
 ) -> Float[Array, " b"]:
-    def one(delta: Float[Array, " d"], span: Float[Array, "k d"]) -> Float[Array, ""]:
-        # The principal directions are spanᵀu/√λ, with the eigenpairs (λ, u) of the Gram matrix.
+    def dominance(delta: Float[Array, " d"], span: Float[Array, "k d"]) -> Float[Array, ""]:
+        # The principal directions are spanᵀu/√λ, with the eigenpairs (λ, u) of the Gram matrix,
+        # which is small: k × k instead of d × d.
         values, vectors = jnp.linalg.eigh(span @ span.T)
-        larger = jnp.sum(values) - jnp.cumsum(values)  # than each value, in ascending order
-        noise = jnp.finfo(delta.dtype).eps * len(span) * values[-1]
-        kept = (larger < explained * jnp.sum(values)) & (values > noise)
-        share = (vectors.T @ (span @ delta)) ** 2 / jnp.where(kept, values, jnp.inf)
-        tangent, total = jnp.sum(share), jnp.sum(delta**2)
+        # The eigenvalues ascend. A direction is kept if the larger ones explain too little.
+        sum_of_larger = jnp.sum(values) - jnp.cumsum(values)
+        rounding = jnp.finfo(delta.dtype).eps * len(span) * values[-1]
+        kept = (sum_of_larger < explained * jnp.sum(values)) & (values > rounding)
+        components = (vectors.T @ (span @ delta)) ** 2 / jnp.where(kept, values, jnp.inf)
+        tangent, total = jnp.sum(components), jnp.sum(delta**2)
         ratio = jnp.sqrt(tangent / jnp.maximum(total - tangent, jnp.finfo(delta.dtype).tiny))
         return jnp.where(total > 0, ratio, jnp.nan)
 
     flat = differences.reshape(*differences.shape[:2], -1)
-    return jax.vmap(one)(shift.reshape(len(shift), -1), flat)
+    return jax.vmap(dominance)(shift.reshape(len(shift), -1), flat)
 
 
 def _norm(x: Float[Array, "b h w c"]) -> Float[Array, " b"]:
@@ -251,20 +299,22 @@ def _rms(x: Float[Array, "b h w c"]) -> Float[Array, " b"]:
 
 
 def _unit(x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b h w c"], Float[Array, " b"]]:
-    """x / ‖x‖, 0 where that is 0, and ‖x‖."""
+    """Returns x / ‖x‖, or 0 if x is 0, and ‖x‖."""
     length = _norm(x)
     scale = jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 0)
     return x * scale[:, None, None, None], length
 
 
 def _ratio(numerator: Float[Array, " b"], denominator: Float[Array, " b"]) -> Float[Array, " b"]:
-    """NaN where the denominator is 0."""
+    """Returns the ratio; NaN where the denominator is 0."""
     defined = denominator > 0
     return jnp.where(defined, numerator / jnp.where(defined, denominator, 1), jnp.nan)
 
 
-def _summary(name: str, values: np.ndarray) -> float:
-    values = values[~np.isnan(values)] if name in _PARTIAL else values
+def _summary(parts: Sequence[Diagnostic]) -> float:
+    values = np.concatenate([part.value for part in parts])
+    if parts[0].skip_nan:
+        values = values[~np.isnan(values)]
     if not len(values):
         return float("nan")
-    return float(np.median(values) if name in _MEDIANS else np.mean(values))
+    return float(np.median(values) if parts[0].reduce == "median" else np.mean(values))

@@ -1,7 +1,7 @@
 """`pae evaluate`: metrics, intervals, per defect type, diagnostics and the report of a run.
 
 W/eval/metrics.json   all numbers; null where undefined
-W/eval/scores.csv     every test image's scores and decision
+W/eval/scores.csv     the scores and the decision of every test image
 W/eval/report.html    the same with pictures, in one file
 W/eval/maps/          with save_maps: CATEGORY/test/TYPE/NAME.tiff, float32 at native size
 """
@@ -21,27 +21,38 @@ from data_pipelines.dataset import TestSplit, TrainingSplit, open_test
 from data_pipelines.errors import BadInput
 from data_pipelines.items import GOOD
 from pae_jax import augmentation, detection, diagnostics, image_ops, metrics, rng
+from pae_jax.config import EvalConfig
 from pae_jax.config_schema import SCHEMA
 from pae_jax.detection import REPORTED_SCORES
 from pae_jax.methods import METHODS
 from pae_jax.metrics import bootstrap
 from pae_jax.report import html, pictures
+from pae_jax.report.table import is_defined, metric_names
 from pae_jax.workdir import files, provenance, run, trained_model, validation
 
-DIAGNOSED = 16  # about so many corrupted images: each takes a hundred applications of f
-NORMAL_IMAGES = 256  # at most so many, from which tangents to ℳ are estimated
+PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1_max", "pixel_aupimo")
+
+# Diagnostics apply f about a hundred times per corrupted image, so that few images are taken.
+DIAGNOSED_EXAMPLES = 16  # in whole batches, so that there may be a few more
+TANGENT_IMAGES = 256  # at most so many normal images, from which tangents to ℳ are estimated
+
 Pairs = Callable[[Sequence[int]], Iterator[tuple[np.ndarray, np.ndarray]]]
 
 
 class Evaluation(NamedTuple):
-    """The content of metrics.json, and where the report is."""
+    """The result of `evaluate`.
+
+    Attributes:
+      metrics: the content of metrics.json.
+      report: the path of report.html.
+    """
 
     metrics: dict[str, Any]
     report: Path
 
 
-class _Found(NamedTuple):
-    """What the model says of the test images, at the network's size."""
+class _Detections(NamedTuple):
+    """The detections of all test images, at the network's size."""
 
     reconstructions: list[np.ndarray | None]  # uint8 (h, w, 3)
     maps: list[np.ndarray]  # float32 (h, w)
@@ -54,9 +65,9 @@ def evaluate(
     """Evaluates the newest checkpoint of a workdir on the test split.
 
     Args:
-      workdir: of a training run.
+      workdir: the folder of a training run.
       overrides: words --config.eval.KEY=VALUE.
-      save_maps: writes the maps as TIFF too, as MVTec's own evaluation script reads them.
+      save_maps: also writes the maps as TIFF, as MVTec's own evaluation script reads them.
 
     Raises:
       BadInput: one line that names the file, folder or key.
@@ -66,63 +77,187 @@ def evaluate(
     settings, out = model.config.eval, workdir / "eval"
     files.check_writable(out)
     split = functools.cache(functools.partial(trained_model.open_split, workdir, model.config))
-    limits = trained_model.thresholds(workdir, model, split)
+    thresholds = trained_model.thresholds(workdir, model, split)
     test = open_test(model.config.data.spec, channels=model.channels)
+    # The paths are checked before the work, not after it.
     map_paths = _map_paths(out / "maps" / _category(model), test.names) if save_maps else []
-    found = _detect(model, test)
-    pairs = None
-    if METHODS[model.config.method].pixels:
-        pairs = _pairs(test, found.maps, native=settings.native_size)
+    detections = _detect(model, test)
 
-    everything = range(len(test.names))
-    values, intervals = _metrics(test, found, pairs, everything, model)
-    good = [i for i in everything if not test.labels[i]]
-    types = [kind for kind in dict.fromkeys(test.types) if kind != GOOD]
-    per_type = {}
-    for kind in types:
-        chosen = [*good, *(i for i in everything if test.types[i] == kind)]
-        per_type[kind], _ = _metrics(test, found, pairs, chosen, model, resamples=0)
-        per_type[kind]["images"] = len(chosen) - len(good)
-
-    size = "native" if settings.native_size else "network"
     record = {
         "schema": SCHEMA,
-        **values,
-        "intervals": intervals,
-        "per_type": per_type,
+        **_test_metrics(model, test, detections),
         "threshold": {
-            **limits._asdict(),
+            **thresholds._asdict(),
             "source": "held-out normal images",
-            **_decisions(found.scores[settings.image_score] > limits.score, test.labels),
+            **_decision_rates(
+                detections.scores[settings.image_score] > thresholds.score, test.labels
+            ),
         },
-        "evaluated_at": {"size": size, "network_shape": list(model.config.data.shape)},
+        "evaluated_at": {
+            "size": "native" if settings.native_size else "network",
+            "network_shape": list(model.config.data.shape),
+        },
         "diagnostics": _diagnose(model, split()) if settings.diagnostics else {},
-        "images": {kind: test.types.count(kind) for kind in (GOOD, *types)},
+        "images": {name: test.types.count(name) for name in (GOOD, *_defect_types(test))},
         "provenance": provenance.describe(model.config, step=model.step),
     }
     files.write_json(out / "metrics.json", record)
-    files.write_csv(out / "scores.csv", _rows(test, found, limits, settings.image_score))
+    files.write_csv(
+        out / "scores.csv", _score_rows(test, detections, thresholds, settings.image_score)
+    )
     if save_maps:
-        _write_maps(map_paths, test, found.maps)
-    html.write_report(out / "report.html", _report(model, test, found, limits, record))
+        _write_maps(map_paths, test, detections.maps)
+    html.write_report(out / "report.html", _report(model, test, detections, thresholds, record))
     return Evaluation(record, out / "report.html")
 
 
-def _diagnose(model: trained_model.Model, data: TrainingSplit) -> dict[str, float]:
-    """Is f a projection? On held-out images under held-out corruptions; no test image.
+def _detect(model: trained_model.Model, test: TestSplit) -> _Detections:
+    scores = {name: np.zeros(len(test.names)) for name in REPORTED_SCORES}
+    detections = _Detections([], [], scores)
+    results = detection.detect_all(model.params, test.images, model.config)
+    for i, result in enumerate(results):
+        image = result.reconstruction
+        detections.reconstructions.append(None if image is None else pictures.to_uint8(image))
+        detections.maps.append(result.map)
+        for name, value in result.scores.items():
+            scores[name][i] = value
+    return detections
 
-    Nothing is said of a method without an f.
+
+def _test_metrics(
+    model: trained_model.Model, test: TestSplit, detections: _Detections
+) -> dict[str, Any]:
+    """Returns the metrics of all images, their intervals, and the metrics of each defect type."""
+    settings = model.config.eval
+    pairs = None
+    if METHODS[model.config.method].localises:
+        pairs = _map_mask_pairs(test, detections.maps, native_size=settings.native_size)
+
+    def measure(
+        rows: Sequence[int], resamples: int
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
+        index = np.asarray(rows)
+        scores = {name: values[index] for name, values in detections.scores.items()}
+        values, intervals = _image_metrics(scores, test.labels[index], settings, resamples)
+        pixel_values, pixel_intervals = _pixel_metrics(pairs, rows, settings, resamples)
+        return values | pixel_values, intervals | pixel_intervals
+
+    values, intervals = measure(range(len(test.names)), settings.bootstrap_resamples)
+    good = [i for i, name in enumerate(test.types) if name == GOOD]
+    per_type = {}
+    for defect_type in _defect_types(test):
+        # Each type is told from the same normal images.
+        defective = [i for i, name in enumerate(test.types) if name == defect_type]
+        type_values, _ = measure([*good, *defective], 0)
+        per_type[defect_type] = {"images": len(defective), **type_values}
+    return {**values, "intervals": intervals, "per_type": per_type}
+
+
+def _defect_types(test: TestSplit) -> list[str]:
+    return [name for name in dict.fromkeys(test.types) if name != GOOD]
+
+
+def _map_mask_pairs(
+    test: TestSplit, maps: Sequence[np.ndarray], *, native_size: bool
+) -> Pairs | None:
+    """Returns a function from image numbers to their maps and masks; None without masks."""
+    masks = test.masks
+    if masks is None:
+        return None
+
+    def pairs(rows: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for i in rows:
+            if native_size:
+                yield resize_map(maps[i], test.native_shape(i)), test.native_mask(i)
+            else:
+                yield maps[i], masks[i]
+
+    return pairs
+
+
+def resize_map(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Returns a map (h, w) resized bilinearly in float32. Masks are never resized."""
+    from PIL import Image
+
+    height, width = shape
+    resized = Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
+
+
+def _image_metrics(
+    scores: dict[str, np.ndarray], labels: np.ndarray, settings: EvalConfig, resamples: int
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Returns metrics of the image scores and, with resamples, bootstrap intervals of them."""
+    values: dict[str, float] = {}
+    intervals: dict[str, list[float]] = {}
+    for name, score in scores.items():
+        values[f"image_auroc_{name}"] = metrics.auroc(score, labels)
+        values[f"image_ap_{name}"] = metrics.average_precision(score, labels)
+        values[f"image_f1_max_{name}"] = metrics.f1_max(score, labels).value
+        if resamples:
+            bounds = bootstrap.bootstrap_images(
+                score, labels, resamples=resamples, seed=settings.bootstrap_seed
+            )
+            intervals[f"image_auroc_{name}"] = [bounds.auroc.low, bounds.auroc.high]
+            ap = bounds.average_precision
+            intervals[f"image_ap_{name}"] = [ap.low, ap.high]
+    return values, intervals
+
+
+def _pixel_metrics(
+    pairs: Pairs | None, rows: Sequence[int], settings: EvalConfig, resamples: int
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Returns the same of the maps' pixels: NaN without masks, as the keys are always there."""
+    if pairs is None:
+        return dict.fromkeys(PIXEL_METRICS, math.nan), {}
+    limit = settings.aupro_limit
+    pixels = metrics.pixel_metrics(pairs(rows), limit=limit)
+    maps, masks = zip(*pairs(rows), strict=True)
+    values = (
+        pixels.auroc,
+        pixels.average_precision,
+        pixels.aupro,
+        pixels.f1.value,
+        metrics.aupimo(maps, masks).mean,
+    )
+    intervals = {}
+    if resamples:
+        bounds = bootstrap.bootstrap_pixels(
+            pairs(rows), limit=limit, resamples=resamples, seed=settings.bootstrap_seed
+        )
+        # The bootstrap covers the first three metrics.
+        for name, interval in zip(PIXEL_METRICS, bounds, strict=False):
+            intervals[name] = [interval.low, interval.high]
+    return dict(zip(PIXEL_METRICS, values, strict=True)), intervals
+
+
+def _decision_rates(positive: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Returns the rates of the decisions on test images; never used to choose the threshold."""
+
+    def rate(members: np.ndarray) -> float:
+        return float(positive[members].mean()) if members.any() else math.nan
+
+    return {"test_false_positive_rate": rate(~labels), "test_true_positive_rate": rate(labels)}
+
+
+def _diagnose(model: trained_model.Model, split: TrainingSplit) -> dict[str, float]:
+    """Measures the properties of f as a projection; nothing for a method without an f.
+
+    The images are held out and the corruptions are made of held-out textures. No test image is
+    used.
     """
     config, seed = model.config, model.config.train.seed
     reconstruct = METHODS[config.method].reconstruct
     if reconstruct is None:
         return {}
     textures = run.open_run_textures(config)
-    key = rng.stream_key(jax.random.key(seed), "diagnostics")
-    normal = image_ops.to_float(jnp.asarray(data.images[:NORMAL_IMAGES]))
-    clean = augmentation.augment(key, normal, "none", config.data.train_shape)
+    root = jax.random.key(seed)
+    # Crops and probes take streams of their own: both fold by the image's index.
+    crop_key, key = (rng.stream_key(root, name) for name in ("diagnostics crops", "diagnostics"))
+    normal = image_ops.to_float(jnp.asarray(split.images[:TANGENT_IMAGES]))
+    clean = augmentation.augment(crop_key, normal, "none", config.data.train_shape)
     examples = validation.fixed_examples(
-        data.held_out, textures.held_out, config, at_most=DIAGNOSED
+        split.held_out, textures.held_out, config, at_most=DIAGNOSED_EXAMPLES
     )
     return diagnostics.diagnose(
         reconstruct(model.params, config),
@@ -134,129 +269,19 @@ def _diagnose(model: trained_model.Model, data: TrainingSplit) -> dict[str, floa
     )
 
 
-def format_table(evaluation: Evaluation) -> str:
-    """The metrics with their intervals, overall and per defect type, as text."""
-    record = evaluation.metrics
-    lines = []
-    for name in (key for key in record if key.startswith(("image_", "pixel_"))):
-        low, high = record["intervals"].get(name, (math.nan, math.nan))
-        interval = "" if math.isnan(low) else f"   [{low:.3f}, {high:.3f}]"
-        lines.append(f"{name:22s} {_number(record[name])}{interval}")
-    columns = ("images", "image_auroc_sum", "image_auroc_max", "image_auroc_topk")
-    columns += ("pixel_auroc", "pixel_ap", "pixel_aupro")
-    for name, value in record["diagnostics"].items():
-        lines.append(f"{name:22s} {_number(value)}")
-    lines.append("\n" + f"{'defect type':16s}" + "".join(f"{name:>18s}" for name in columns))
-    for kind, row in record["per_type"].items():
-        cells = [f"{row['images']}", *(_number(row[name]) for name in columns[1:])]
-        lines.append(f"{kind:16s}" + "".join(f"{cell:>18s}" for cell in cells))
-    return "\n".join(lines)
-
-
-def _number(value: float | None) -> str:
-    return "  -  " if value is None or math.isnan(value) else f"{value:.4f}"
-
-
-def _detect(model: trained_model.Model, test: TestSplit) -> _Found:
-    found = _Found([], [], {kind: np.zeros(len(test.names)) for kind in REPORTED_SCORES})
-    for i, one in enumerate(detection.detect_all(model.params, test.images, model.config)):
-        picture = one.reconstruction
-        found.reconstructions.append(None if picture is None else pictures.to_uint8(picture))
-        found.maps.append(one.map)
-        for kind, value in one.scores.items():
-            found.scores[kind][i] = value
-    return found
-
-
-def _pairs(test: TestSplit, maps: Sequence[np.ndarray], *, native: bool) -> Pairs | None:
-    """(map, mask) of chosen images at the network's or at native size; None without masks."""
-    masks = test.masks
-    if masks is None:
-        return None
-
-    def pairs(chosen: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for i in chosen:
-            if native:
-                yield resize_map(maps[i], test.native_shape(i)), test.native_mask(i)
-            else:
-                yield maps[i], masks[i]
-
-    return pairs
-
-
-def resize_map(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """A map (h, w) resized bilinearly in float32; masks, in contrast, are never touched."""
-    from PIL import Image
-
-    height, width = shape
-    resized = Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(resized)
-
-
-def _metrics(
+def _score_rows(
     test: TestSplit,
-    found: _Found,
-    pairs: Pairs | None,
-    chosen: Sequence[int],
-    model: trained_model.Model,
-    *,
-    resamples: int | None = None,
-) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Metrics of the chosen images, and bootstrap intervals of those that have them."""
-    settings = model.config.eval
-    resamples = settings.bootstrap_resamples if resamples is None else resamples
-    index = np.asarray(chosen)
-    labels = test.labels[index]
-    values: dict[str, float] = {}
-    intervals: dict[str, list[float]] = {}
-    for kind, scores in found.scores.items():
-        values[f"image_auroc_{kind}"] = metrics.auroc(scores[index], labels)
-        values[f"image_ap_{kind}"] = metrics.average_precision(scores[index], labels)
-        values[f"image_f1_max_{kind}"] = metrics.f1_max(scores[index], labels).value
-        if resamples:
-            drawn = bootstrap.bootstrap_images(
-                scores[index], labels, resamples=resamples, seed=settings.bootstrap_seed
-            )
-            intervals[f"image_auroc_{kind}"] = [drawn.auroc.low, drawn.auroc.high]
-            ap = drawn.average_precision
-            intervals[f"image_ap_{kind}"] = [ap.low, ap.high]
-    names = ("pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1_max", "pixel_aupimo")
-    values |= dict.fromkeys(names, math.nan)
-    if pairs is not None:
-        limit = settings.aupro_limit
-        pixels = metrics.pixel_metrics(pairs(chosen), limit=limit)
-        maps, masks = zip(*pairs(chosen), strict=True)
-        aupimo = metrics.aupimo(maps, masks).mean
-        found_values = (pixels.auroc, pixels.average_precision, pixels.aupro, pixels.f1.value)
-        values |= dict(zip(names, (*found_values, aupimo), strict=True))
-        if resamples:
-            drawn = bootstrap.bootstrap_pixels(
-                pairs(chosen), limit=limit, resamples=resamples, seed=settings.bootstrap_seed
-            )
-            for name, one in zip(names, drawn, strict=False):
-                intervals[name] = [one.low, one.high]
-    return values, intervals
-
-
-def _decisions(called: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """What the threshold does on the test images; reported, never used to choose it."""
-
-    def rate(which: np.ndarray) -> float:
-        return float(called[which].mean()) if which.any() else math.nan
-
-    return {"test_false_positive_rate": rate(~labels), "test_true_positive_rate": rate(labels)}
-
-
-def _rows(
-    test: TestSplit, found: _Found, limits: detection.Thresholds, kind: str
+    detections: _Detections,
+    thresholds: detection.Thresholds,
+    image_score: str,
 ) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
             "type": test.types[i],
             "label": int(test.labels[i]),
-            **{f"score_{k}": float(scores[i]) for k, scores in found.scores.items()},
-            "defective": int(found.scores[kind][i] > limits.score),
+            **{f"score_{key}": float(values[i]) for key, values in detections.scores.items()},
+            "defective": int(detections.scores[image_score][i] > thresholds.score),
         }
         for i, name in enumerate(test.names)
     ]
@@ -268,7 +293,7 @@ def _category(model: trained_model.Model) -> str:
 
 
 def _map_paths(directory: Path, names: Sequence[str]) -> list[Path]:
-    """Where the official script looks for the maps: the image's name with the ending .tiff."""
+    """Returns where the official script looks for the maps: the image's name with `.tiff`."""
     paths = [(directory / "test" / name).with_suffix(".tiff") for name in names]
     owners: dict[Path, str] = {}
     for path, name in zip(paths, names, strict=True):
@@ -290,15 +315,13 @@ def _write_maps(paths: Sequence[Path], test: TestSplit, maps: Sequence[np.ndarra
 def _report(
     model: trained_model.Model,
     test: TestSplit,
-    found: _Found,
-    limits: detection.Thresholds,
+    detections: _Detections,
+    thresholds: detection.Thresholds,
     record: dict[str, Any],
 ) -> html.Report:
-    settings = model.config.eval
-    scores = found.scores[settings.image_score]
+    image_score = model.config.eval.image_score
+    scores = detections.scores[image_score]
     curve = metrics.image_metrics(scores, test.labels).curve
-    names = [name for name in record if name.startswith(("image_", "pixel_"))]
-    measures = {name: (record[name], *record["intervals"].get(name, ())) for name in names}
 
     def entry(i: int) -> html.ImageEntry:
         return html.ImageEntry(
@@ -306,33 +329,58 @@ def _report(
             type=test.types[i],
             label=bool(test.labels[i]),
             score=float(scores[i]),
-            scores={kind: float(values[i]) for kind, values in found.scores.items()},
+            scores={name: float(values[i]) for name, values in detections.scores.items()},
             image=np.repeat(test.images[i], 3 // model.channels, axis=-1),
-            reconstruction=found.reconstructions[i],
-            map=found.maps[i],
+            reconstruction=detections.reconstructions[i],
+            map=detections.maps[i],
             mask=None if test.masks is None else test.masks[i],
         )
 
     return html.Report(
         title=f"{_category(model)}: {len(test.names)} test images",
-        metrics={k: v if len(v) == 3 else v[0] for k, v in measures.items()},
-        per_type=[{"type": kind, **row} for kind, row in record["per_type"].items()],
-        diagnostics=record.get("diagnostics", {}),
+        metrics={
+            name: (record[name], *record["intervals"][name])
+            if name in record["intervals"]
+            else record[name]
+            for name in metric_names(record)
+            if is_defined(record[name])
+        },
+        per_type=_defined_columns(record["per_type"]),
+        diagnostics=record["diagnostics"],
         provenance=record["provenance"],
         curves={
             "roc": (curve.false_positive_rate, curve.true_positive_rate),
             "precision_recall": (curve.true_positive_rate, curve.precision),
         },
-        threshold=limits.score,
-        score_kind=settings.image_score,
+        threshold=thresholds.score,
+        image_score=image_score,
         images=map(entry, range(len(test.names))),
         threshold_source=(
-            f"The threshold is exceeded by {limits.false_positive_rate:.0%} of {limits.images} "
-            "normal images held out of training; no test image had a part in it."
+            f"At most {thresholds.false_positive_rate:.0%} of the {thresholds.images} normal "
+            "images held out of training exceed this threshold. No test image was used for it."
         ),
-        notes=[
-            f"Pixel metrics at {record['evaluated_at']['size']} size."
-            if METHODS[model.config.method].pixels
-            else f"The method {model.config.method} judges whole images: its maps are constant."
-        ],
+        notes=_notes(model, record),
     )
+
+
+def _defined_columns(per_type: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns a row per defect type, with the columns that are defined for one of them."""
+    columns = dict.fromkeys(
+        name for row in per_type.values() for name, value in row.items() if is_defined(value)
+    )
+    return [
+        {"type": defect_type, **{name: row[name] for name in columns}}
+        for defect_type, row in per_type.items()
+    ]
+
+
+def _notes(model: trained_model.Model, record: dict[str, Any]) -> list[str]:
+    """Returns sentences on the size of the maps and on the metrics that are left out."""
+    if METHODS[model.config.method].localises:
+        notes = [f"Pixel metrics at {record['evaluated_at']['size']} size."]
+    else:
+        notes = [f"The method {model.config.method} scores whole images: its maps are constant."]
+    undefined = [name for name in metric_names(record) if not is_defined(record[name])]
+    if undefined:
+        notes.append(f"Undefined for these test images: {', '.join(undefined)}.")
+    return notes

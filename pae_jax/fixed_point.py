@@ -1,6 +1,6 @@
-"""Fixed points of f by iteration (§3.2, appendix A.2, Theorem 2), every image on its own.
+"""Fixed points of f by iteration (§3.2, appendix A.2, Theorem 2), for each image independently.
 
-Forward only: `jax.lax.while_loop` has no reverse-mode gradient.
+There is no gradient, because `jax.lax.while_loop` cannot be differentiated in reverse mode.
 """
 
 from collections.abc import Callable
@@ -12,15 +12,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class FixedPoint(NamedTuple):
-    """Where the iteration of each image ended, and how.
+    """The result of the iteration, per image.
 
-    value: x⁽ⁿ⁾, n = steps.
-    steps: applications of f that led to `value`, at most max_steps.
-    residual: ‖f(x⁽ⁿ⁻¹⁾) − x⁽ⁿ⁻¹⁾‖₂, the last residual that was seen.
-    converged: the residual met the tolerance.
-    trace: the residual at every step; after an image has stopped, its last one.
-    distance: ‖value − the plain iteration's value‖₂; 0 for the plain solver. Fixed points of a
-      projection are not isolated, so an accelerated solver may end at another one than fⁿ(x̂).
+    Attributes:
+      value: x⁽ⁿ⁾, n = steps.
+      steps: the number of applications of f that led to `value`, at most max_steps.
+      residual: ‖f(x⁽ⁿ⁻¹⁾) − x⁽ⁿ⁻¹⁾‖₂, the last residual that was computed.
+      converged: True if the residual met the tolerance.
+      trace: the residual at every step; after an image has stopped, its last residual.
+      distance: ‖value − the plain iteration's value‖₂; 0 for the plain solver. Fixed points of a
+        projection are not isolated, so an accelerated solver may end at another one than fⁿ(x̂).
     """
 
     value: Float[Array, "b *image"]
@@ -42,23 +43,26 @@ def fixed_point(
     damping: float = 0.5,
     memory: int = 5,
 ) -> FixedPoint:
-    """Iterates f from x until every image has met its own tolerance; max_steps at most.
+    """Iterates f from x until every image has converged, for at most max_steps steps.
 
     An image stops as soon as ‖f(x⁽ⁿ⁾) − x⁽ⁿ⁾‖₂ ≤ absolute + tolerance·‖x⁽ⁿ⁾‖₂ and is then frozen,
-    so its result does not depend on its batch mates. An image whose residual is not finite stops
-    too, not converged, its value as it is; the others go on.
+    so its result does not depend on the other images of the batch. An image whose residual is
+    not finite also stops, with its present value and not converged.
 
     Args:
       f: images → images, each image of a batch independent of the others.
       x: (batch, …) starting points.
       tolerance: relative to the norm of the iterate.
-      max_steps: the most applications of f, at least 1.
+      max_steps: the largest number of applications of f, at least 1.
       solver: "picard" is the plain iteration x⁽ⁿ⁺¹⁾ = f(x⁽ⁿ⁾) of Theorem 2. "damped" takes the
         step (1−damping)·x + damping·f(x). "anderson" is Anderson acceleration (type II) over the
         last `memory` steps. The last two also run the plain iteration, to report `distance`.
       absolute: added to the relative tolerance; in the units of x.
-      damping: share of f(x) in a damped step, in (0, 1].
-      memory: differences that Anderson acceleration keeps, each of the size of x.
+      damping: the weight of f(x) in a damped step, in (0, 1].
+      memory: the number of differences that Anderson acceleration keeps, each of the size of x.
+
+    Returns:
+      The fixed points; arrays of the batch.
     """
     if max_steps < 1:
         raise ValueError(f"max_steps: at least 1, not {max_steps}")
@@ -79,14 +83,19 @@ def fixed_point(
 
 
 def iterate(f: Callable, x: Float[Array, "b *image"], n: int) -> Float[Array, "b *image"]:
-    """fⁿ(x)."""
+    """Returns fⁿ(x)."""
     for _ in range(n):
         x = f(x)
     return x
 
 
 class _Solver(NamedTuple):
-    """init(x) → memory; step(memory, x, fx, n) → (memory, next x). All arrays batch first."""
+    """An iteration rule; the first axis of every array is the batch.
+
+    Attributes:
+      init: x → memory.
+      step: (memory, x, fx, n) → (memory, next x).
+    """
 
     init: Callable[[Array], Any]
     step: Callable[[Any, Array, Array, Array], tuple[Any, Array]]
@@ -101,7 +110,10 @@ def _damped(damping: float) -> _Solver:
 
 
 class _Differences(NamedTuple):
-    """The last f(x) and residual, and ring buffers of their differences."""
+    """The memory of Anderson acceleration: the last f(x) and residual, and their differences.
+
+    `fx_steps` and `residual_steps` are ring buffers.
+    """
 
     fx: Float[Array, " d"]
     residual: Float[Array, " d"]
@@ -115,28 +127,29 @@ def _anderson(memory: int) -> _Solver:
         ring = jnp.zeros((x.shape[0], memory, last.shape[1]), x.dtype)
         return _Differences(last, last, ring, ring)
 
-    def step_one(past: _Differences, x: Array, fx: Array, n: Array) -> tuple[_Differences, Array]:
+    def step_image(past: _Differences, x: Array, fx: Array, n: Array) -> tuple[_Differences, Array]:
         residual = fx - x
         slot = (n - 1) % memory
         past = _Differences(
             fx,
             residual,
-            # There is no difference yet at the first step; a zero row takes no part below.
+            # At the first step there is no difference yet. A zero row has no effect below.
             past.fx_steps.at[slot].set(jnp.where(n > 0, fx - past.fx, 0)),
             past.residual_steps.at[slot].set(jnp.where(n > 0, residual - past.residual, 0)),
         )
         gram = past.residual_steps @ past.residual_steps.T
-        # A ridge at rounding level: the differences become parallel near the fixed point.
+        # A ridge at rounding level keeps the system solvable, because the differences become
+        # parallel near the fixed point.
         scale = jnp.trace(gram)
         ridge = jnp.where(scale > 0, jnp.finfo(x.dtype).eps * scale, 1)
         gram = gram + ridge * jnp.eye(memory, dtype=x.dtype)
-        mix = jnp.linalg.solve(gram, past.residual_steps @ residual)
-        return past, fx - mix @ past.fx_steps
+        coefficients = jnp.linalg.solve(gram, past.residual_steps @ residual)
+        return past, fx - coefficients @ past.fx_steps
 
     def step(past: _Differences, x: Array, fx: Array, n: Array) -> tuple[_Differences, Array]:
         flat, flat_fx = x.reshape(x.shape[0], -1), fx.reshape(x.shape[0], -1)
-        past, following = jax.vmap(step_one, in_axes=(0, 0, 0, None))(past, flat, flat_fx, n)
-        return past, following.reshape(x.shape)
+        past, next_x = jax.vmap(step_image, in_axes=(0, 0, 0, None))(past, flat, flat_fx, n)
+        return past, next_x.reshape(x.shape)
 
     return _Solver(init, step)
 
@@ -152,42 +165,43 @@ def _solve(
     f: Callable, x: Array, solver: _Solver, limit: Callable[[Array], Array], max_steps: int
 ) -> FixedPoint:
     batch = x.shape[0]
-    nothing = jnp.zeros(batch, x.dtype)
+    zeros = jnp.zeros(batch, x.dtype)
 
     def body(loop: _Loop) -> _Loop:
         n, active, memory, past = loop
         x, fx = past.value, f(past.value)
         residual = _norm(fx - x)
-        memory, following = solver.step(memory, x, fx, n)
+        memory, next_x = solver.step(memory, x, fx, n)
         shape = (batch,) + (1,) * (x.ndim - 1)
         residual = jnp.where(active, residual, past.residual)
         converged = active & (residual <= limit(x))
-        now = FixedPoint(
-            value=jnp.where(active.reshape(shape), following, x),
+        result = FixedPoint(
+            value=jnp.where(active.reshape(shape), next_x, x),
             steps=past.steps + active,
             residual=residual,
             converged=past.converged | converged,
             trace=past.trace.at[:, n].set(residual),
-            distance=nothing,
+            distance=zeros,
         )
-        return _Loop(n + 1, active & ~converged & jnp.isfinite(residual), memory, now)
+        return _Loop(n + 1, active & ~converged & jnp.isfinite(residual), memory, result)
 
     start = FixedPoint(
         value=x,
         steps=jnp.zeros(batch, jnp.int32),
-        residual=nothing,
+        residual=zeros,
         converged=jnp.zeros(batch, bool),
         trace=jnp.zeros((batch, max_steps), x.dtype),
-        distance=nothing,
+        distance=zeros,
     )
     loop = jax.lax.while_loop(
         lambda loop: (loop.n < max_steps) & jnp.any(loop.active),
         body,
         _Loop(jnp.int32(0), jnp.ones(batch, bool), solver.init(x), start),
     )
-    # The loop ends with the slowest image of the batch; the trace must not show when.
-    seen = jnp.arange(max_steps)[None, :] < loop.result.steps[:, None]
-    trace = jnp.where(seen, loop.result.trace, loop.result.residual[:, None])
+    # The loop runs until the slowest image has stopped. An image's trace must not depend on that,
+    # so the entries after its own last step are overwritten.
+    taken = jnp.arange(max_steps)[None, :] < loop.result.steps[:, None]
+    trace = jnp.where(taken, loop.result.trace, loop.result.residual[:, None])
     return loop.result._replace(trace=trace)
 
 

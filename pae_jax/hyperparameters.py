@@ -1,4 +1,4 @@
-"""The numbers of a run that may differ between the members of one compiled population."""
+"""The scalar settings of a run that may differ between the members of one population."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,10 @@ class Hyperparameters(NamedTuple):
     Attributes:
       mask_weight: λ of eq. 1.
       noise: σ of the noise that is added to input and target.
-      ssim, jacobian, idempotency, identity: weights of the penalties of the same names.
+      ssim: the weight of the SSIM loss.
+      jacobian: the weight of the Jacobian-identity penalty.
+      idempotency: the weight of the idempotency penalty.
+      identity: the weight of the identity penalty.
       learning_rate: the peak of the schedule.
     """
 

@@ -1,4 +1,4 @@
-"""Operations on images: conversion, cropping, resampling, blocks of pixels, padding."""
+"""Operations on images: conversion, cropping, resampling, pixel blocks and padding."""
 
 import jax
 import jax.numpy as jnp
@@ -6,17 +6,17 @@ from jaxtyping import Array, Float, Key, Shaped
 
 Image = Float[Array, "h w c"]
 
-CHANNELS = 3  # f_θ: [0,1]^{h×w×3} → [0,1]^{h×w×3} (§2); grey images repeat their channel
+CHANNELS = 3  # f_θ maps [0,1]^{h×w×3} to itself (§2); a grey image repeats its channel
 
 
 def to_float(images: Shaped[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
-    """uint8 (b, h, w, 1 or 3) as float32 in [0, 1] with three channels."""
+    """Converts uint8 images with one or three channels to float32 in [0, 1] with three."""
     x = images.astype(jnp.float32) / 255
     return jnp.broadcast_to(x, (*x.shape[:3], CHANNELS))
 
 
 def to_grey(images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-    """Luma (ITU-R BT.601) in all three channels."""
+    """Replaces each channel by the luma (ITU-R BT.601)."""
     luma = images @ jnp.array([0.299, 0.587, 0.114], images.dtype)
     return jnp.broadcast_to(luma[..., None], images.shape)
 
@@ -24,24 +24,27 @@ def to_grey(images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
 def crop(
     key: Key[Array, ""], image: Image, shape: tuple[int, int]
 ) -> Float[Array, "height width c"]:
-    """A window of `shape`, every position equally likely."""
-    room = jnp.array([image.shape[0] - shape[0] + 1, image.shape[1] - shape[1] + 1])
-    top, left = jax.random.randint(key, (2,), 0, room)
+    """Returns a random window of size `shape`; all positions are equally likely."""
+    positions = jnp.array([image.shape[0] - shape[0] + 1, image.shape[1] - shape[1] + 1])
+    top, left = jax.random.randint(key, (2,), 0, positions)
     return jax.lax.dynamic_slice(image, (top, left, 0), (*shape, image.shape[2]))
 
 
 def resample(
     image: Image, y: Float[Array, "height width"], x: Float[Array, "height width"]
 ) -> Float[Array, "height width c"]:
-    """`image` at real-valued positions, bilinear, continued by reflection at its borders.
+    """Interpolates an image bilinearly at real-valued positions.
+
+    Outside its borders the image is continued by reflection, so every position has a value.
 
     Args:
       image: (h, w, c).
-      y, x: positions in pixels, (0, 0) being the centre of the first pixel; any real number.
+      y: rows of the positions, in pixels; 0 is the centre of the first row.
+      x: columns of the positions, in pixels; 0 is the centre of the first column.
     """
 
     def neighbours(position: Array, size: int) -> tuple[Array, Array, Array]:
-        # Reflection about the outer edges of the border pixels: a triangle wave.
+        # A triangle wave: reflection about the outer edges of the border pixels.
         edge = position + 0.5
         folded = jnp.abs(edge - 2 * size * jnp.round(edge / (2 * size))) - 0.5
         folded = jnp.clip(folded, 0, size - 1)
@@ -56,7 +59,7 @@ def resample(
 
 
 def rotate(image: Image, angle: Float[Array, ""] | float) -> Image:
-    """`image` turned counter-clockwise by `angle` (radians) about its centre."""
+    """Rotates an image counter-clockwise about its centre by `angle` in radians."""
     height, width, _ = image.shape
     y = (jnp.arange(height) - (height - 1) / 2)[:, None]
     x = (jnp.arange(width) - (width - 1) / 2)[None, :]
@@ -67,20 +70,20 @@ def rotate(image: Image, angle: Float[Array, ""] | float) -> Image:
 
 
 def space_to_depth(x: Float[Array, "b h w c"], factor: int) -> Float[Array, "b hh ww cc"]:
-    """Blocks of factor × factor pixels become channels: (b, h/factor, w/factor, c·factor²)."""
+    """Turns blocks of factor × factor pixels into channels: (b, h/factor, w/factor, factor²·c)."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // factor, factor, w // factor, factor, c)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // factor, w // factor, factor**2 * c)
 
 
 def depth_to_space(x: Float[Array, "b h w c"], factor: int) -> Float[Array, "b hh ww cc"]:
-    """The inverse of `space_to_depth`."""
+    """Inverts `space_to_depth`."""
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, factor, factor, c // factor**2)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * factor, w * factor, c // factor**2)
 
 
 def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int) -> Float[Array, "b hh ww c"]:
-    """Pads bottom and right by symmetric reflection until `multiple` divides h and w."""
+    """Pads the bottom and the right by symmetric reflection until `multiple` divides h and w."""
     pads = [(0, -size % multiple) for size in x.shape[1:3]]
     return jnp.pad(x, [(0, 0), *pads, (0, 0)], mode="symmetric") if any(map(max, pads)) else x

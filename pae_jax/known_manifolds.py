@@ -1,6 +1,6 @@
-"""Images on manifolds that are known exactly: a plane, and a circle or sphere.
+"""Image manifolds in closed form: a plane, and a circle or sphere.
 
-Here the projection, the slices of Theorem 2 and the conditional means of Theorem 1 and
+On these the projection, the slices of Theorem 2 and the conditional means of Theorem 1 and
 Proposition 1 have closed forms, so that theory and code can be checked without training. All
 functions take and return images (b, h, w, 1); a region S is a boolean image (h, w, 1).
 """
@@ -16,31 +16,40 @@ MIDDLE = 0.5  # both manifolds are centred in the range of pixel values
 
 
 class Plane(NamedTuple):
-    """{½ + Σ zᵢ·basisᵢ}, with z ~ N(0, scale²·I) and an orthonormal basis (k, h, w, 1)."""
+    """The plane {½ + Σ zᵢ·basisᵢ}, with z ~ N(0, scale²·I).
+
+    Attributes:
+      basis: (k, h, w, 1), orthonormal.
+      scale: the standard deviation of the coefficients z.
+    """
 
     basis: Float[Array, "k h w 1"]
     scale: float = 0.1
 
     def sample(self, key: Key[Array, ""], count: int) -> Float[Array, "b h w 1"]:
+        """Draws images from the distribution on the plane."""
         z = self.scale * jax.random.normal(key, (count, len(self.basis)), self.basis.dtype)
         return self._image(z)
 
     def project(self, x: Float[Array, "b h w 1"]) -> Float[Array, "b h w 1"]:
-        """The nearest point of ℳ."""
+        """Returns the nearest point of ℳ."""
         return self._image(self._coefficients(x))
 
     def project_slice(
         self, x: Float[Array, "b h w 1"], region: Bool[Array, "h w 1"]
     ) -> Float[Array, "b h w 1"]:
-        """The nearest point of ℳ that agrees with x outside S, the slice ℳ_S(x) of Theorem 2."""
+        """Returns the nearest point of the slice ℳ_S(x) of Theorem 2: equal to x outside S."""
         known, free = self._known_and_free(x, region)
-        # On the free directions the basis lives in S alone and is orthonormal there.
+        # A free direction is 0 outside S, so the basis is orthonormal on S along it.
         return self._image(known + self._coefficients(x) @ free)
 
     def conditional_mean(
         self, x: Float[Array, "b h w 1"], region: Bool[Array, "h w 1"]
     ) -> Float[Array, "b h w 1"]:
-        """E[x | what lies outside S], the optimum of Theorem 1 where S itself tells nothing."""
+        """Returns E[x | x outside S], the optimum of Theorem 1.
+
+        The corrupted values in S are assumed to be independent of x.
+        """
         return self._image(self._known_and_free(x, region)[0])
 
     def _image(self, z: Float[Array, "b k"]) -> Float[Array, "b h w 1"]:
@@ -52,7 +61,10 @@ class Plane(NamedTuple):
     def _known_and_free(
         self, x: Float[Array, "b h w 1"], region: Bool[Array, "h w 1"]
     ) -> tuple[Float[Array, "b k"], Float[Array, "k k"]]:
-        """The smallest z that explains x outside S, and the projector onto what S̄ leaves free."""
+        """Returns the smallest z that explains x outside S, and a projector.
+
+        The projector maps z to its part that does not change the image outside S.
+        """
         outside = jnp.where(region[None], 0, self.basis).reshape(len(self.basis), -1)
         inverse = jnp.linalg.pinv(outside)
         known = (x - MIDDLE).reshape(len(x), -1) @ inverse
@@ -60,9 +72,14 @@ class Plane(NamedTuple):
 
 
 class Sphere(NamedTuple):
-    """Images whose columns are constant, ½ + m with ‖m‖ = radius; uniform in m.
+    """The sphere of images with constant columns ½ + m, ‖m‖ = radius; uniform in m.
 
-    A circle for two columns, the sphere for three. Regions are whole columns.
+    It is a circle for two columns and a sphere for three. Regions are whole columns.
+
+    Attributes:
+      columns: the width of the images, and the number of coordinates m.
+      rows: the height of the images.
+      radius: ‖m‖.
     """
 
     columns: int = 2
@@ -70,19 +87,20 @@ class Sphere(NamedTuple):
     radius: float = 0.4
 
     def sample(self, key: Key[Array, ""], count: int) -> Float[Array, "b h w 1"]:
+        """Draws images uniformly from the sphere."""
         return self._on_sphere(jax.random.normal(key, (count, self.columns)))
 
     def project(self, x: Float[Array, "b h w 1"]) -> Float[Array, "b h w 1"]:
-        """The nearest point of ℳ."""
+        """Returns the nearest point of ℳ."""
         return self._on_sphere(self.coordinates(x))
 
     def project_slice(
         self, x: Float[Array, "b h w 1"], region: Bool[Array, "h w 1"]
     ) -> Float[Array, "b h w 1"]:
-        """The nearest point of ℳ that agrees with x outside S, the slice ℳ_S(x) of Theorem 2."""
+        """Returns the nearest point of the slice ℳ_S(x) of Theorem 2: equal to x outside S."""
         m, inside = self.coordinates(x), region[0, :, 0][None]
         known = jnp.where(inside, 0, m)
-        # What the known coordinates leave of the radius; 0 where they exceed it already.
+        # The norm left for the free coordinates; 0 if the known ones exceed the radius.
         rest = jnp.sqrt(jnp.maximum(self.radius**2 - jnp.sum(known**2, axis=1, keepdims=True), 0))
         free = jnp.where(inside, m, 0)
         return self.image(known + rest * free / jnp.linalg.norm(free, axis=1, keepdims=True))
@@ -90,29 +108,39 @@ class Sphere(NamedTuple):
     def conditional_mean(
         self, x: Float[Array, "b h w 1"], region: Bool[Array, "h w 1"]
     ) -> Float[Array, "b h w 1"]:
-        """E[x | what lies outside S], the optimum of Theorem 1 where S itself tells nothing."""
+        """Returns E[x | x outside S], the optimum of Theorem 1.
+
+        The corrupted values in S are assumed to be independent of x.
+        """
         # The free coordinates are uniform on a circle, or on two points, around 0.
         return jnp.where(region[None], MIDDLE, x)
 
     def coordinates(self, x: Float[Array, "b h w 1"]) -> Float[Array, "b n"]:
+        """Returns m, the mean of each column relative to ½."""
         return jnp.mean(x - MIDDLE, axis=(1, 3))
 
     def image(self, m: Float[Array, "b n"]) -> Float[Array, "b h w 1"]:
+        """Returns the images with the constant columns ½ + m."""
         column = MIDDLE + m[:, None, :, None]
         return jnp.broadcast_to(column, (len(m), self.rows, self.columns, 1))
 
     def _on_sphere(self, m: Float[Array, "b n"]) -> Float[Array, "b h w 1"]:
         return self.image(self.radius * m / jnp.linalg.norm(m, axis=1, keepdims=True))
 
-    # Normal-dominant corruption of all coordinates at once (eqs. 13, 14; Proposition 1).
+    # Normal-dominant corruption of all coordinates at once (eqs. 13 and 14, Proposition 1).
 
     def displace(
         self, key: Key[Array, ""], x: Float[Array, "b h w 1"], eta: float, reach: float
     ) -> Float[Array, "b h w 1"]:
-        """x̂ = x + αδ, uniform in the double cone ‖tangential‖ ≤ η‖normal‖, length ≤ reach.
+        """Draws x̂ = x + αδ uniformly from the double cone ‖tangential‖ ≤ η‖normal‖.
 
-        α has a positive density on (0, 1] and δ the length `reach` < radius; of two or three
-        columns.
+        Only for two or three columns.
+
+        Args:
+          key: for the random displacements.
+          x: images on the sphere.
+          eta: η, the tangent of the aperture of the cone.
+          reach: ‖δ‖ < radius, the largest displacement; α has a positive density on (0, 1].
         """
         keys = jax.random.split(key, 4)
         normal = self.coordinates(x) / self.radius
@@ -129,22 +157,22 @@ class Sphere(NamedTuple):
         return self.image(self.coordinates(x) + step)
 
     def compatible_angle(self, x: Float[Array, "b h w 1"], eta: float) -> Float[Array, " b"]:
-        """Half the opening, seen from the centre, of the cap of sources compatible with x.
+        """Returns half the angle, seen from the centre, of the cap of sources compatible with x.
 
-        The compatible normal sources (eq. 15) of `displace` at distance r from the centre are the
-        cap around x's direction where the line from a source to x stays within arctan η of that
-        source's normal: by the law of sines |arcsin(radius/r·sin β) − β|, β = arctan η. The
-        diameter of eq. 16 is 2·radius·sin of it. For x near enough that the whole cap lies
-        within reach, and outside radius·sin β.
+        The compatible normal sources (eq. 15) of `displace` for x at distance r from the centre
+        form a cap around the direction of x: the line from a source to x is within β = arctan η
+        of the normal of that source. By the law of sines its half angle is
+        |arcsin(radius/r·sin β) − β|. The diameter of eq. 16 is 2·radius·sin of this angle. This
+        holds if the whole cap is within reach of x and r > radius·sin β.
         """
         r = jnp.linalg.norm(self.coordinates(x), axis=1)
         aperture = jnp.arctan(eta)
         return jnp.abs(jnp.arcsin(self.radius / r * jnp.sin(aperture)) - aperture)
 
     def mean_of_compatible(self, x: Float[Array, "b h w 1"], eta: float) -> Float[Array, "b h w 1"]:
-        """E[source | x] under `displace`, the Bayes optimum f* of Proposition 1 (eq. 12).
+        """Returns E[source | x] under `displace`, the Bayes optimum f* of Proposition 1 (eq. 12).
 
-        The sources are uniform on the cap, since the displacements are uniform in their cone.
+        The sources are uniform on the cap, because the displacements are uniform in their cone.
         """
         angle = self.compatible_angle(x, eta)
         mean_cosine = {2: jnp.sinc(angle / jnp.pi), 3: (1 + jnp.cos(angle)) / 2}[self.columns]
@@ -156,8 +184,11 @@ class Sphere(NamedTuple):
 def slice_contraction(
     manifold: Plane | Sphere, region: Bool[Array, "h w 1"], ratio: float
 ) -> Callable[[Float[Array, "b h w 1"]], Float[Array, "b h w 1"]]:
-    """An f with the properties (i)–(iii) of Theorem 2: x stays as it is outside S, and S moves
-    straight towards the slice, to `ratio` = ρ of its distance."""
+    """Returns an f with the properties (i)–(iii) of Theorem 2.
+
+    f keeps x outside S. Inside S it moves x on a straight line towards the nearest point of the
+    slice, to `ratio` = ρ times the distance.
+    """
 
     def f(x: Float[Array, "b h w 1"]) -> Float[Array, "b h w 1"]:
         target = manifold.project_slice(x, region)

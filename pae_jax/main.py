@@ -1,24 +1,25 @@
-"""The `pae` command: flags, then one call. Intentionally kept short."""
+"""The command `pae`: parses the command line and calls one function per verb."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_pipelines.errors import BadInput, CannotWrite
 from pae_jax.devices import process
 
-# Heavy packages are imported by the verb that needs them, so that `pae --help` is quick.
+# Each verb imports the heavy packages that it needs, so that `pae --help` is quick.
 
 USAGE = "Projecting autoencoders for structural anomaly detection."
 
 
 def _train(args: argparse.Namespace, overrides: list[str]) -> int:
     from pae_jax import config_file, population, train
-    from pae_jax.devices import process
-    from pae_jax.workdir import checkpoint
+    from pae_jax.workdir import checkpoint, logs
 
     process.start(args.distributed)
     checkpoint.silence_background_errors()
+    logs.configure_logging()
     members = config_file.load_members(args.config, overrides)
     outcomes = set()
     for chunk in population.group_runs(list(members.values())):
@@ -38,18 +39,17 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def _evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
     from pae_jax import evaluate
-    from pae_jax.devices import process
+    from pae_jax.report import table
 
     process.start()
     evaluation = evaluate.evaluate(args.workdir, overrides=overrides, save_maps=args.save_maps)
-    print(evaluate.format_table(evaluation))
+    print(table.format_table(evaluation.metrics))
     print(evaluation.report)
     return 0
 
 
 def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
     from pae_jax import predict
-    from pae_jax.devices import process
 
     process.start()
     print(predict.predict(args.workdir, args.images, args.out, overrides=overrides))
@@ -58,7 +58,6 @@ def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def _sweep(args: argparse.Namespace, overrides: list[str]) -> int:
     from pae_jax import sweep
-    from pae_jax.devices import process
     from pae_jax.workdir import checkpoint
 
     process.start()
@@ -80,57 +79,82 @@ def _compile(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0 if fits else 1
 
 
+def _configs(args: argparse.Namespace, overrides: list[str]) -> int:
+    from pae_jax import config_file
+
+    if overrides:
+        raise BadInput(f"{overrides[0]}: `pae configs` takes no argument")
+    summaries = config_file.shipped()
+    width = max(map(len, summaries))
+    for name, summary in summaries.items():
+        print(f"{name:{width}}  {summary}")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("pae", description=USAGE)
     verbs = parser.add_subparsers(dest="verb", required=True)
+    config = {
+        "required": True,
+        "help": "NAME or FILE.py, and :ARGUMENT if it takes one; `pae configs` lists the names",
+    }
     workdir = {"required": True, "help": "the folder of the run"}
 
-    train = verbs.add_parser("train", help="train a model; resumes a run found in the workdir")
-    train.add_argument("--config", required=True, help="configs/X.py[:arg]; see also --config.KEY")
+    train = verbs.add_parser("train", help="train a model, or resume the training in the workdir")
+    train.add_argument("--config", **config)
     train.add_argument("--workdir", **workdir)
     train.add_argument(
         "--distributed",
         metavar="auto|HOST:PORT/COUNT/INDEX",
-        help="one of several processes: found out on a TPU slice or under Slurm, or named",
+        help="run as one of several processes; auto detects a TPU slice or Slurm",
     )
     train.set_defaults(run=_train)
 
-    evaluate = verbs.add_parser("evaluate", help="metrics and a report on the test split")
+    evaluate = verbs.add_parser("evaluate", help="compute metrics and a report on the test split")
     evaluate.add_argument("--workdir", **workdir)
-    evaluate.add_argument("--save_maps", action="store_true", help="float32 TIFF maps as well")
+    evaluate.add_argument("--save_maps", action="store_true", help="write anomaly maps as TIFF")
     evaluate.set_defaults(run=_evaluate)
 
-    predict = verbs.add_parser("predict", help="scores, heat maps and masks of a folder of images")
+    predict = verbs.add_parser("predict", help="write scores, heat maps and masks of new images")
     predict.add_argument("--workdir", **workdir)
     predict.add_argument("--images", required=True, help="a folder of images")
-    predict.add_argument("--out", required=True, help="a new or empty folder")
+    predict.add_argument("--out", required=True, help="a new or empty folder for the results")
     predict.set_defaults(run=_predict)
 
-    sweep = verbs.add_parser("sweep", help="train and evaluate the members of a sweep; one table")
-    sweep.add_argument(
-        "--config", required=True, help="a config file with a sweep, such as ablation.py"
-    )
+    sweep = verbs.add_parser("sweep", help="train and evaluate the variants of a sweep; one table")
+    sweep.add_argument("--config", **config)
     sweep.add_argument("--workdir", **workdir)
     sweep.set_defaults(run=_sweep)
 
-    ahead = verbs.add_parser("compile", help="what a run would take on a TPU slice; needs no TPU")
-    ahead.add_argument("--config", required=True, help="configs/X.py[:arg]; see also --config.KEY")
-    ahead.add_argument("--topology", required=True, help="the slice, such as v5e:2x2")
-    ahead.set_defaults(run=_compile)
-    for verb in (train, evaluate, predict, sweep, ahead):
-        verb.epilog = "Any key of the configuration is set by --config.KEY=VALUE."
+    aot = verbs.add_parser("compile", help="estimate time and memory on a TPU slice, without one")
+    aot.add_argument("--config", **config)
+    aot.add_argument("--topology", required=True, help="the slice, for example v5e:2x2")
+    aot.set_defaults(run=_compile)
+    for verb in (train, sweep, aot):
+        verb.epilog = "Any key of the configuration can be set by --config.KEY=VALUE."
+    for verb in (evaluate, predict):
+        verb.epilog = "Keys of the section eval can be set by --config.eval.KEY=VALUE."
+
+    configs = verbs.add_parser("configs", help="list the shipped configs")
+    configs.set_defaults(run=_configs)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns 0 on success, 2 on bad input, 1 on a failure in the run."""
-    args, rest = _parser().parse_known_args(argv)
-    if argv is None:  # as a program, not called by another one
-        process.restart_with_huge_pages()
-    from data_pipelines.errors import BadInput, CannotWrite
+    """Runs one verb.
 
+    Args:
+      argv: the words after `pae`; by default those of the command line.
+
+    Returns:
+      The exit status: 0 on success, 2 on bad input, 1 if the run failed.
+    """
+    args, overrides = _parser().parse_known_args(argv)
+    if argv is None:
+        # Only as a program: a restart would end the process of a caller.
+        process.restart_with_huge_pages()
     try:
-        return args.run(args, rest)
+        return args.run(args, overrides)
     except (BadInput, CannotWrite) as error:
         print(f"pae {args.verb}: {error}", file=sys.stderr)
         return 2 if isinstance(error, BadInput) else 1

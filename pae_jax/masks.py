@@ -1,7 +1,7 @@
-"""Random masks M with the opacity folded in: families of smooth shapes, and where they lie (A.2).
+"""Random masks M of eq. 13, (h, w) in [0, 1], with the opacity folded in (appendix A.2).
 
-`MASKS` holds the families, `PLACEMENTS` the places of their blobs. To try another, add a function
-to its registry and its name to `config.CorruptionConfig`.
+`MASKS` holds the families of shapes, `PLACEMENTS` the distributions of their positions. To try
+another, add a function to the registry and its name to `config.CorruptionConfig`.
 """
 
 import math
@@ -20,44 +20,47 @@ Mask = Float[Array, "h w"]
 Scalar = Float[Array, ""]
 Key = KeyArray[Array, ""]
 
-# Knots along either axis of a blob's distortion field.
-KNOTS = 9
-VISIBLE = 0.1  # a pixel with M above this counts as anomalous where corruptions are to be found
+VISIBLE = 0.1  # a pixel counts as anomalous if M exceeds this, in metrics and as a target
+
+KNOTS = 9  # along each axis of a blob's distortion field
 OCTAVES = 3  # of the family "perlin"
 
 
-# Mask families: (key, x, config) -> M, opacity included.
+# Mask families: (key, x, config) -> M, opacity included. They read the image for its size, and
+# for its edges where `config.placement` asks for them.
 
 
 def ellipses(key: Key, image: Image, config: CorruptionConfig) -> Mask:
-    """Rotated ellipses, distorted elastically."""
-    return _blobs(key, image, config, _euclidean, turn=math.pi, distortion=config.distortion)
+    """Draws rotated ellipses with an elastic distortion."""
+    return _blobs(key, image, config, _euclidean, max_angle=math.pi, distortion=config.distortion)
 
 
 def boxes(key: Key, image: Image, config: CorruptionConfig) -> Mask:
-    """Upright rectangles."""
-    return _blobs(key, image, config, _maximum, turn=0.0, distortion=0.0)
+    """Draws rectangles parallel to the axes."""
+    return _blobs(key, image, config, _maximum, max_angle=0.0, distortion=0.0)
 
 
 def perlin(key: Key, image: Image, config: CorruptionConfig) -> Mask:
-    """Three octaves of gradient noise above a random level; one opacity for the whole mask.
+    """Draws spots where three octaves of gradient noise exceed a random level.
 
-    The coarsest cells measure half of `max_axis` to twice `max_axis` of the shorter side, so that
-    the largest spots are about as wide as the largest ellipses. `config.placement` is not read.
+    The coarsest cells measure between half of `max_axis` and twice `max_axis` of the shorter
+    side, so the largest spots are about as wide as the largest ellipses. The whole mask has one
+    opacity. `config.placement` is not read.
     """
     shape = image.shape[0], image.shape[1]
     largest = 2 * config.max_axis * min(shape)
     lattices = [lattice(shape, largest / 4 / 2**i) for i in range(OCTAVES)]
-    number, phases, *turns = rng.uniforms(key, (3,), (OCTAVES, 2), *lattices)
-    cell = jnp.broadcast_to(largest / 4 ** number[0], (2,))
+    size, level, opacity, phases, *turns = rng.uniforms(key, (), (), (), (OCTAVES, 2), *lattices)
+    cell = jnp.broadcast_to(largest / 4**size, (2,))
     octaves = [
         gradient_noise(turns[i], phases[i], shape, cell / 2**i) / 2**i for i in range(OCTAVES)
     ]
     noise = sum(octaves[1:], start=octaves[0])
+    # With a maximum of 1 every level below 1 leaves at least one spot.
     noise /= jnp.maximum(jnp.max(noise), 1e-6)
-    level = 0.2 + 0.5 * number[1]
+    level = 0.2 + 0.5 * level
     ramp = (noise - level) / ((1 - level) * config.softness)
-    return _opacity(number[2], config) * _smoothstep(ramp)
+    return _opacity(opacity, config) * _smoothstep(ramp)
 
 
 MASKS: dict[str, Callable[[Key, Image, CorruptionConfig], Mask]] = {
@@ -67,29 +70,29 @@ MASKS: dict[str, Callable[[Key, Image, CorruptionConfig], Mask]] = {
 }
 
 
-# Placements of a blob's centre: (u, x) -> (row, column) in pixels, for u ~ U[0, 1)².
+# Placements: (u, x) -> a blob's centre (row, column) in pixels, for u ~ U[0, 1)².
 
 
-def uniformly(u: Float[Array, "2"], image: Image) -> Float[Array, "2"]:
-    """Everywhere alike."""
+def place_uniformly(u: Float[Array, "2"], image: Image) -> Float[Array, "2"]:
+    """Returns a centre with a uniform density over the image."""
     return u * jnp.array(image.shape[:2], u.dtype)
 
 
-def on_edges(u: Float[Array, "2"], image: Image) -> Float[Array, "2"]:
-    """Half everywhere alike, half with a density in proportion to ‖∇x‖².
+def place_on_edges(u: Float[Array, "2"], image: Image) -> Float[Array, "2"]:
+    """Returns a centre whose density is half uniform, half proportional to ‖∇x‖².
 
-    Where a part covers a tenth of the image, nine of ten blobs would fall on empty background, and
-    there a window on the image or a warp changes nothing. By the inverse of the distribution
-    function, first of the row, then of the column given the row.
+    If an object covers a tenth of the image, nine of ten uniform blobs fall on an empty
+    background, where another window on the image or a warp changes nothing.
     """
     down = jnp.diff(image, axis=0, append=image[-1:])
     right = jnp.diff(image, axis=1, append=image[:, -1:])
     energy = (down**2 + right**2).mean(-1)
-    energy /= jnp.maximum(energy.mean(), 1e-12)  # a flat image has none
+    energy /= jnp.maximum(energy.mean(), 1e-12)  # 0 everywhere in a flat image
 
+    # Inverse transform sampling: first the row, then the column given the row.
     def invert(density: Float[Array, " n"], number: Scalar) -> Array:
-        below = jnp.cumsum(density)
-        index = jnp.searchsorted(below, number * below[-1], side="right")
+        cumulative = jnp.cumsum(density)
+        index = jnp.searchsorted(cumulative, number * cumulative[-1], side="right")
         return jnp.minimum(index, len(density) - 1)
 
     density = 1 + energy
@@ -98,13 +101,16 @@ def on_edges(u: Float[Array, "2"], image: Image) -> Float[Array, "2"]:
 
 
 PLACEMENTS: dict[str, Callable[[Float[Array, "2"], Image], Float[Array, "2"]]] = {
-    "uniform": uniformly,
-    "edges": on_edges,
+    "uniform": place_uniformly,
+    "edges": place_on_edges,
 }
 
 
 def _opacity(number: Scalar, config: CorruptionConfig) -> Scalar:
-    """α ~ U(min_opacity, max_opacity] for a number in [0, 1): mass near zero (A.2), never zero."""
+    """Returns α ~ U(min_opacity, max_opacity] for a number in [0, 1).
+
+    The density does not vanish near zero, as A.2 requires, but α is never zero.
+    """
     return config.max_opacity - number * (config.max_opacity - config.min_opacity)
 
 
@@ -122,14 +128,14 @@ def _blobs(
     config: CorruptionConfig,
     norm: Callable[[Array, Array], Array],
     *,
-    turn: float,
+    max_angle: float,
     distortion: float,
 ) -> Mask:
-    """min_blobs to max_blobs unit balls of `norm`, each with its own axes, angle and opacity.
+    """Draws min_blobs to max_blobs unit balls of `norm`, stretched, rotated and distorted.
 
-    Half-axes are log-uniform in [min_axis, max_axis] of the shorter side, at least one pixel.
-    M falls from α to 0 smoothly over the outer `softness` of the radius; where blobs overlap
-    the larger value holds.
+    Each blob has its own position, axes, angle and opacity α. Half-axes are log-uniform in
+    [min_axis, max_axis] of the shorter side, at least one pixel. M falls smoothly from α to 0
+    over the outer fraction `softness` of the radius. Where blobs overlap, M is the maximum.
     """
     height, width, _ = image.shape
     side = min(height, width)
@@ -137,21 +143,24 @@ def _blobs(
     count_key, number_key, field_key = jax.random.split(key, 3)
     count = rng.uniform_int(count_key, config.min_blobs, config.max_blobs + 1)
     numbers = rng.uniform(number_key, config.max_blobs, 6)
+    # U[0, 1) has the variance 1/12; the knots' is 1.
     knots = math.sqrt(12) * (rng.uniform(field_key, config.max_blobs, 2, KNOTS, KNOTS) - 0.5)
 
-    def blob(number: Float[Array, "6"], knots: Float[Array, "2 knots knots"]) -> Mask:
-        centre = place(number[:2], image)
-        y = jnp.arange(height) + 0.5 - centre[0]
-        x = jnp.arange(width) + 0.5 - centre[1]
-        axes = config.min_axis * (config.max_axis / config.min_axis) ** number[2:4]
+    def blob(numbers: Float[Array, "6"], knots: Float[Array, "2 knots knots"]) -> Mask:
+        position, sizes, angle, opacity = numbers[:2], numbers[2:4], numbers[4], numbers[5]
+        row, column = place(position, image)
+        y = jnp.arange(height) + 0.5 - row
+        x = jnp.arange(width) + 0.5 - column
+        axes = config.min_axis * (config.max_axis / config.min_axis) ** sizes
         axes = jnp.maximum(axes * side, 1.0)
-        cos, sin = jnp.cos(turn * number[4]), jnp.sin(turn * number[4])
-        scale = jnp.max(axes) / 2  # between the knots
+        cos, sin = jnp.cos(max_angle * angle), jnp.sin(max_angle * angle)
+        scale = jnp.max(axes) / 2  # distance of two knots in pixels
         field = distortion * scale * _smooth_field(knots, y / scale, x / scale)
         y, x = y[:, None] + field[0], x[None, :] + field[1]
         radius = norm((cos * y + sin * x) / axes[0], (cos * x - sin * y) / axes[1])
-        return _opacity(number[5], config) * _smoothstep((1 - radius) / config.softness)
+        return _opacity(opacity, config) * _smoothstep((1 - radius) / config.softness)
 
+    # All blobs are drawn and the surplus is hidden, because shapes must not depend on the key.
     blobs = jax.vmap(blob)(numbers, knots)
     active = (jnp.arange(config.max_blobs) < count)[:, None, None]
     return jnp.max(jnp.where(active, blobs, 0.0), axis=0)
@@ -163,18 +172,18 @@ def gradient_noise(
     shape: tuple[int, int],
     cell: Float[Array, "2"],
 ) -> Mask:
-    """Perlin's gradient noise, in [−1/√2, 1/√2].
-
-    The sum over a cell's corners of fade(y)·fade(x)·(gradient · offset) is separable, thus four
-    small matrix products instead of gathers.
+    """Returns Perlin's gradient noise, (h, w) in [−1/√2, 1/√2].
 
     Args:
-      turns: directions of the gradients, in turns, on `lattice(shape, n)` points for n ≤ `cell`.
-      phase: of the lattice, in cells, in [0, 1).
+      turns: directions of the gradients as fractions of a full turn, on at least
+        `lattice(shape, min(cell))` points.
+      phase: offset of the lattice in cells, in [0, 1).
       shape: (h, w).
-      cell: height and width of a cell in pixels. Cells below two pixels count as two: at one
-        pixel the lattice falls on the pixels, and there the noise is zero.
+      cell: height and width of a cell in pixels. Cells below two pixels count as two, because
+        with one pixel each lattice point falls on a pixel, where the noise is zero.
     """
+    # The sum over a cell's corners of fade(y)·fade(x)·(gradient · offset) is separable: four
+    # small matrix products instead of gathers.
     angle = 2 * math.pi * turns
 
     def corners(axis: int) -> tuple[Array, Array]:
@@ -189,7 +198,7 @@ def gradient_noise(
 
 
 def lattice(shape: tuple[int, int], min_cell: float) -> tuple[int, int]:
-    """Points along either axis that cells of at least `min_cell` pixels need."""
+    """Returns the numbers of lattice points that cells of at least `min_cell` pixels need."""
     height, width = (math.ceil(size / max(min_cell, 2.0)) + 2 for size in shape)
     return height, width
 
@@ -197,10 +206,10 @@ def lattice(shape: tuple[int, int], min_cell: float) -> tuple[int, int]:
 def _smooth_field(
     knots: Float[Array, "2 knots knots"], y: Float[Array, " h"], x: Float[Array, " w"]
 ) -> Float[Array, "2 h w"]:
-    """Two smooth fields with correlation length 1 around the origin, 0 far from it.
+    """Returns two smooth fields with correlation length 1 near the origin and 0 far from it.
 
-    Cubic B-splines on a lattice of random numbers of variance 1: twice differentiable, and
-    separable, thus two small matrix products.
+    They are cubic B-splines, thus twice differentiable, on a lattice of random numbers of
+    variance 1. A spline is separable, so two small matrix products evaluate it.
     """
 
     def weights(position: Array) -> Array:
@@ -211,11 +220,11 @@ def _smooth_field(
 
 
 def cubic_spline(d: Array) -> Array:
-    """The cubic B-spline at distance d ≥ 0 from its knot."""
+    """Returns the cubic B-spline at distance d ≥ 0 from its knot."""
     return jnp.where(d < 1, 2 / 3 - d**2 + d**3 / 2, jnp.maximum(2 - d, 0.0) ** 3 / 6)
 
 
 def _smoothstep(t: Array) -> Array:
-    """0 below 0, 1 above 1, 3t² − 2t³ between."""
+    """Returns 3t² − 2t³ between 0 and 1, 0 below and 1 above."""
     t = jnp.clip(t, 0.0, 1.0)
     return t * t * (3 - 2 * t)

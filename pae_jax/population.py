@@ -1,14 +1,13 @@
-"""Many runs of one architecture as one program: categories, seeds, weights of penalties.
+"""Many runs of one architecture trained as one program: categories, seeds, penalty weights.
 
-Every device trains its own members; nothing passes between them in the step. Each member has
-its own data, randomness, metrics, checkpoints and workdir, as if it ran alone, so that
-`pae evaluate` works on any of them, and any of them goes on alone.
+Every device trains some members of the population, and a step exchanges nothing between devices.
+Each member has separate data, random streams, metrics, checkpoints and workdir, as if it were
+trained alone. `pae evaluate` therefore works on any member, and any member can be resumed alone.
 """
 
 import contextlib
-import copy
+import dataclasses
 import functools
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,14 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.errors import BadInput
-from pae_jax import train_step
+from pae_jax import hyperparameters, train_step
 from pae_jax.config import Config
-from pae_jax.devices import sharding
-from pae_jax.train import SingleTrainer, Trainer, initial_state, run_loop
-from pae_jax.workdir.run import STOPPED, Run, TrainResult
+from pae_jax.devices import hardware, sharding
+from pae_jax.devices.batches import Batches
+from pae_jax.train import SingleTrainer, initial_state, run_loop
+from pae_jax.workdir.run import STOPPED, Run, TrainResult, open_run
 
-# In these keys the members of one program may differ.
+# Members of one program may differ in these numbers, but not in which of them are 0.
 TRACED_KEYS = (
     "objective.mask_weight",
     "objective.noise",
@@ -35,235 +35,293 @@ TRACED_KEYS = (
     "objective.identity.weight",
     "optimizer.learning_rate",
 )
-PER_MEMBER_KEYS = (
-    "train.seed",
-    "data.root",
-    "data.category",
-    "data.textures",
-    "data.holdout_groups",
-    "data.cache_dir",
-)
+# Members may also differ in these keys, which only the host reads. The values are the
+# placeholders that `program_key` puts there.
+PER_MEMBER_KEYS = {
+    "train.seed": 0,
+    "data.root": "any",
+    "data.category": "any",
+    "data.textures": "any",
+    "data.holdout_groups": "any",
+    "data.cache_dir": "any",
+}
 
 
-def _get(tree: Any, key: str) -> Any:
-    return functools.reduce(getattr, key.split("."), tree)
+def _get(config: Any, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), config)
 
 
 def _replace(config: Any, key: str, value: Any) -> Any:
-    """A copy with another value of any type: it may be traced."""
+    """Returns a copy of a config, or of a section, with another value of one dotted key."""
     name, _, rest = key.partition(".")
-    changed = copy.copy(config)
-    value = _replace(getattr(config, name), rest, value) if rest else value
-    object.__setattr__(changed, name, value)  # frozen, and checked when it was made
-    return changed
+    if rest:
+        value = _replace(getattr(config, name), rest, value)
+    return dataclasses.replace(config, **{name: value})
 
 
 def program_key(config: Config) -> Config:
-    """Members whose kinds are equal can share a program.
+    """Returns a key; runs with equal keys can be compiled as one program.
 
-    The kind is the config without what is a member's own, its numbers replaced by 0 or 1: a
-    penalty of weight 0 is not in the program at all.
+    Per-member settings (seed, data) are replaced by placeholders. Scalar weights are reduced to
+    zero or non-zero, because a zero weight removes its term from the program.
     """
     for key in TRACED_KEYS:
         config = _replace(config, key, float(_get(config, key) != 0))
-    for key in PER_MEMBER_KEYS:
-        config = _replace(config, key, None)
+    for key, placeholder in PER_MEMBER_KEYS.items():
+        config = _replace(config, key, placeholder)
     return config
 
 
 def group_runs(configs: Sequence[Config]) -> list[list[int]]:
-    """Indices of configs that train together: of one kind, at most `population.members_per_program` of them."""
-    found: dict[Config, list[int]] = {}
+    """Returns the indices of the configs that train together, one list per program.
+
+    A program has at most `population.members_per_program` members, or one per local device if
+    that is 0.
+    """
+    by_key: dict[Config, list[int]] = {}
     for i, config in enumerate(configs):
-        found.setdefault(program_key(config), []).append(i)
-    result = []
-    for group in found.values():
-        size = configs[group[0]].population.members_per_program or jax.local_device_count()
-        result += [group[i : i + size] for i in range(0, len(group), size)]
-    return result
+        by_key.setdefault(program_key(config), []).append(i)
+    groups = []
+    for indices in by_key.values():
+        limit = configs[indices[0]].population.members_per_program or jax.local_device_count()
+        groups += [indices[i : i + limit] for i in range(0, len(indices), limit)]
+    return groups
 
 
 def train_population(members: Sequence[tuple[Config, str | Path]]) -> list[TrainResult]:
-    """Trains configs of one kind, each in its workdir; resumes what it finds there.
+    """Trains several configs with one `program_key`, each in its workdir; resumes earlier runs.
 
-    All go on from the newest step of which every member has a checkpoint. Grey and coloured
-    categories make separate programs; a member that is alone in its program has the mesh of a
-    single run.
+    All members resume from the newest step of which every member has a checkpoint. Grey and
+    coloured categories need separate programs. A member that is alone in its program is trained
+    on the mesh of a single run.
+
+    Args:
+      members: a config and a workdir per member.
+
+    Returns:
+      The results, in the order of `members`.
 
     Raises:
-      BadInput: as `train_and_evaluate`; or the members differ in more than they may.
+      BadInput: see `train_and_evaluate`; or the members differ in other keys than they may, or
+        several processes train together.
     """
-    first = members[0]
+    first_config, first_workdir = members[0]
     for config, workdir in members[1:]:
-        if program_key(config) != program_key(first[0]):
-            allowed = ", ".join(TRACED_KEYS + PER_MEMBER_KEYS)
-            raise BadInput(f"{workdir}: differs from {first[1]} in more than {allowed}")
+        if program_key(config) != program_key(first_config):
+            allowed = ", ".join([*TRACED_KEYS, *PER_MEMBER_KEYS])
+            raise BadInput(f"{workdir}: differs from {first_workdir} in more than {allowed}")
     if len(members) > 1 and jax.process_count() > 1:
         raise BadInput("a population is trained by one process; start one for each part of it")
-    mesh = sharding.make_mesh(first[0])  # for members alone in their programs
+    mesh = sharding.make_mesh(first_config)  # for members alone in their programs
+    results: dict[int, TrainResult] = {}
     with contextlib.ExitStack() as stack:
-        runs = [stack.enter_context(Run(config, workdir)) for config, workdir in members]
-        together: dict[Any, list[Run]] = {}
-        for run in runs:
-            what = (run.data.channels, run.textures.train.shape[-1], run.on_device)
-            together.setdefault(what, []).append(run)
-        for group in together.values():
-            configs = [run.config for run in group]
-            if any(run.result and run.result.outcome == STOPPED for run in runs):
-                for run in group:
-                    run.finish(STOPPED, max(run.checkpoints.steps, default=0))
-                continue
-            run_loop(
-                group, Population(configs) if len(group) > 1 else SingleTrainer(configs[0], mesh)
-            )
-    return [run.result for run in runs if run.result is not None]
+        runs = [stack.enter_context(open_run(config, workdir)) for config, workdir in members]
+        for indices in _same_shapes(runs):
+            group = [runs[i] for i in indices]
+            if any(result.outcome == STOPPED for result in results.values()):
+                # The signal that stopped one program also holds for those not yet started.
+                outcomes = [
+                    TrainResult(STOPPED, max(run.checkpoints.steps, default=0), {}) for run in group
+                ]
+            elif len(group) > 1:
+                outcomes = run_loop(group, Population([run.config for run in group]))
+            else:
+                outcomes = run_loop(group, SingleTrainer(group[0].config, mesh))
+            results.update(zip(indices, outcomes, strict=True))
+    return [results[i] for i in range(len(runs))]
 
 
-class Population(Trainer):
-    """Members on a mesh of the axis "member"; several on a device in turn, or together."""
+def _same_shapes(runs: Sequence[Run]) -> list[list[int]]:
+    """Returns the indices of runs whose data have the same channels and place of storage."""
+    groups: dict[Any, list[int]] = {}
+    for i, run in enumerate(runs):
+        shapes = (run.data.channels, run.textures.train.shape[-1], run.on_device)
+        groups.setdefault(shapes, []).append(i)
+    return list(groups.values())
+
+
+class Population:
+    """The trainer of several runs, on a mesh with the axis "member".
+
+    A device may have several members; `mapping` says how it computes them.
+    """
 
     def __init__(self, configs: Sequence[Config]):
         self._configs = list(configs)
         count, devices = len(configs), jax.local_devices()
+        # Every device has the same number of members.
         size = max(n for n in range(1, len(devices) + 1) if count % n == 0)
-        kinds = (AxisType.Auto,)
-        self.mesh = jax.make_mesh((size,), (sharding.MEMBER,), kinds, devices=devices[:size])
+        axis_types = (AxisType.Auto,)
+        self.mesh = jax.make_mesh((size,), (sharding.MEMBER,), axis_types, devices=devices[:size])
         self.device_of = [devices[i * size // count] for i in range(count)]
 
     def start(self, runs: Sequence[Run]) -> tuple[int, train_step.TrainState]:
-        first = [self._alone(run, place) for run, place in zip(runs, self.device_of, strict=True)]
-        start, states = _common_start(runs, first)
-        inputs = [run.begin(start) for run in runs]
-        self._batches = [one.stream for one in inputs]
-        self._store = self._stack([_padded(one.resident, inputs) for one in inputs])
-        keys = [jax.random.key(config.train.seed) for config in self._configs]
-        self._keys = jax.device_put(jnp.stack(keys), self._split())
-        numbers = [
-            {key: np.float32(_get(config, key)) for key in TRACED_KEYS if _get(config, key)}
-            for config in self._configs
+        """Opens the data of the runs; see `train.Trainer`."""
+        initial_states = [
+            _initial_state_on(run, device) for run, device in zip(runs, self.device_of, strict=True)
         ]
-        self._numbers = self._stack(numbers)
+        start, states = _common_start(runs, initial_states)
+        batches = [run.open_batches(start) for run in runs]
+        self._streams = [member.stream for member in batches]
+        self._resident = self._stack(_pad_resident(batches))
+        keys = [jax.random.key(config.train.seed) for config in self._configs]
+        self._keys = jax.device_put(jnp.stack(keys), self._member_sharding())
+        self._values = self._stack([traced_values(config) for config in self._configs])
+        steps = runs[0].steps_per_call(start)
         self._step = sharding.CompiledOnce(
-            jax.jit(
-                call(self._configs[0], self.mesh, steps=runs[0].steps_per_call), donate_argnums=0
-            )
+            jax.jit(make_call(self._configs[0], self.mesh, steps=steps), donate_argnums=0)
         )
         return start, self._stack(states)
 
-    def run_steps(self, state: Any) -> tuple[Any, Any, float]:
-        began = time.perf_counter()
-        batches = self._stack([next(stream) for stream in self._batches])
-        waited = time.perf_counter() - began
-        state, values = self._step(state, self._store, batches, self._keys, self._numbers)
-        return state, values, waited
+    def next_batch(self) -> dict[str, jax.Array]:
+        """Returns the input of the next call, with a leading axis of members."""
+        return self._stack([next(stream) for stream in self._streams])
+
+    def run_steps(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        """Runs the steps of one call; returns the new state and the metrics."""
+        return self._step(state, self._resident, batch, self._keys, self._values)
 
     def metrics(self, values: Any) -> list[dict[str, np.ndarray]]:
-        found = jax.device_get(values)
-        return [{name: of[i] for name, of in found.items()} for i in range(len(self._configs))]
+        """Returns the metrics of every member on the host, (steps,) each."""
+        on_host = jax.device_get(values)
+        return [
+            {name: value[i] for name, value in on_host.items()} for i in range(len(self._configs))
+        ]
 
     def state(self, state: Any, run: int) -> train_step.TrainState:
-        place = run % (len(self._configs) // self.mesh.size)
+        """Returns the state of one member, to be saved."""
+        row = run % (len(self._configs) // self.mesh.size)
 
-        def own(leaf: jax.Array) -> jax.Array:
+        def select(leaf: jax.Array) -> jax.Array:
             shards = {shard.device: shard.data for shard in leaf.addressable_shards}
-            return shards[self.device_of[run]][place]
+            return shards[self.device_of[run]][row]
 
-        return jax.tree.map(own, state)
+        return jax.tree.map(select, state)
 
     def state_on_one_device(self, state: Any, run: int) -> train_step.TrainState:
+        """Returns the state of one member, to be validated."""
         return self.state(state, run)
 
-    @property
     def flops(self) -> float | None:
+        """Returns the FLOP of one step of all members on one device; None before the first call."""
         config = self._configs[0]
-        # In a loop over members one of them is counted.
+        # XLA counts the body of a loop over members once.
         members = len(self._configs) // self.mesh.size if mapping(config) == "map" else 1
-        counted = self._step.flops
-        return train_step.step_flops(counted and counted * members, config)
+        program_flops = self._step.flops
+        return train_step.step_flops(program_flops and program_flops * members, config)
 
-    def _alone(self, run: Run, device: Any) -> train_step.TrainState:
-        """The member's first state, on its device."""
-        axes, kinds = (sharding.DATA, sharding.MODEL), (AxisType.Auto, AxisType.Auto)
-        mesh = jax.make_mesh((1, 1), axes, kinds, devices=[device])
-        key = jax.random.key(run.config.train.seed)
-        return initial_state(run.config, key, mesh, run.data.images)
-
-    def _split(self) -> NamedSharding:
+    def _member_sharding(self) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(sharding.MEMBER))
 
     def _stack(self, trees: Sequence[Any]) -> Any:
-        """One tree a member → one tree of arrays with a leading axis of members."""
+        """Stacks one tree per member to one tree of arrays with a leading axis of members."""
         devices = list(self.mesh.devices.flat)
-        each = len(trees) // len(devices)
+        members_per_device = len(trees) // len(devices)
 
         def stack(*leaves: Any) -> jax.Array:
             shards = []
             for i, device in enumerate(devices):
-                own = leaves[i * each : (i + 1) * each]
-                on_device = isinstance(own[0], jax.Array)
-                whole = jnp.stack(own) if on_device else np.stack(own)
-                shards.append(jax.device_put(whole, device))
+                local = leaves[i * members_per_device : (i + 1) * members_per_device]
+                # Arrays of the host go to their device directly, not by way of the first one.
+                stacked = jnp.stack(local) if isinstance(local[0], jax.Array) else np.stack(local)
+                shards.append(jax.device_put(stacked, device))
             shape = (len(leaves), *shards[0].shape[1:])
-            return jax.make_array_from_single_device_arrays(shape, self._split(), shards)
+            return jax.make_array_from_single_device_arrays(shape, self._member_sharding(), shards)
 
         return jax.tree.map(stack, *trees)
 
 
-def _common_start(runs: Sequence[Run], first: Sequence[Any]) -> tuple[int, list[Any]]:
-    """The newest step of which every member has a readable checkpoint, and the states there."""
+def _initial_state_on(run: Run, device: Any) -> train_step.TrainState:
+    """Returns a member's state before the first step, on one device."""
+    axes, axis_types = (sharding.DATA, sharding.MODEL), (AxisType.Auto, AxisType.Auto)
+    mesh = jax.make_mesh((1, 1), axes, axis_types, devices=[device])
+    key = jax.random.key(run.config.train.seed)
+    return initial_state(run.config, key, mesh, run.data.images)
+
+
+def _common_start(
+    runs: Sequence[Run], initial_states: Sequence[Any]
+) -> tuple[int, list[train_step.TrainState]]:
+    """Returns the newest step of which every run has a readable checkpoint, and the states."""
     until = None
     while True:
-        found = [
+        restored = [
             run.checkpoints.restore(state, until=until) or (0, state)
-            for run, state in zip(runs, first, strict=True)
+            for run, state in zip(runs, initial_states, strict=True)
         ]
-        until = min(step for step, _ in found)
-        if all(step == until for step, _ in found):
-            return until, [state for _, state in found]
+        until = min(step for step, _ in restored)
+        # A checkpoint that cannot be read takes its run further back than the others.
+        if all(step == until for step, _ in restored):
+            return until, [state for _, state in restored]
+
+
+def _pad_resident(batches: Sequence[Batches]) -> list[Mapping[str, np.ndarray]]:
+    """Returns the resident arrays of all members, padded to equal length.
+
+    The padding is never read, because a member's indices stay below its number of images.
+    """
+
+    def pad(array: np.ndarray, length: int) -> np.ndarray:
+        return np.pad(array, [(0, length - len(array)), *[(0, 0)] * (array.ndim - 1)])
+
+    names = batches[0].resident
+    longest = {name: max(len(member.resident[name]) for member in batches) for name in names}
+    return [
+        {name: pad(array, longest[name]) for name, array in member.resident.items()}
+        for member in batches
+    ]
 
 
 def mapping(config: Config) -> str:
+    """Returns how the members of one device are computed: "unroll", "map" or "vmap".
+
+    On a CPU, XLA's convolutions are 7 times slower in a loop and twice as slow in a batch of
+    networks (benchmarks/population.py), so "auto" unrolls there. An accelerator is only filled by
+    many small networks at once, so "auto" batches them there.
+    """
     if config.population.mapping != "auto":
         return config.population.mapping
-    return "unroll" if jax.default_backend() == "cpu" else "vmap"
+    return "unroll" if hardware.platform() == "cpu" else "vmap"
 
 
-def call(config: Config, mesh: Mesh, *, steps: int) -> sharding.Step:
-    """(states, stores, batches, keys, numbers) → (states, metrics), each with an axis of members.
+def traced_values(config: Config) -> dict[str, np.float32]:
+    """Returns a member's hyperparameters that are not 0, as arguments of the program."""
+    values = hyperparameters.from_config(config)._asdict()
+    return {name: np.float32(value) for name, value in values.items() if value}
 
-    `numbers` holds the members' values of `NUMBERS`, those that are not 0. Members on one device
-    take turns, written out one after the other ("unroll") or as a loop ("map"), or are one
-    batched computation ("vmap"). On a CPU, XLA's convolutions are 7 times slower in a loop and
-    twice as slow in a batch of networks (benchmarks/population.py), so there "auto" unrolls; an
-    accelerator is filled by many small networks at once, so there it takes "vmap".
+
+def make_call(config: Config, mesh: Mesh, *, steps: int) -> sharding.Step:
+    """Returns a call of `steps` steps of all members.
+
+    Args:
+      config: the config of one member; the others have the same `program_key`.
+      mesh: a mesh with the axis "member".
+      steps: the number of steps per call.
+
+    Returns:
+      (states, resident, batches, keys, values) → (states, metrics), where every array has a
+      leading axis of members and `values` holds those of `traced_values`. The members of one
+      device are computed one after the other, written out ("unroll") or in a loop ("map"), or as
+      one batched computation ("vmap").
     """
-    how = mapping(config)
+    step = train_step.make_step(config)
+    constants = hyperparameters.from_config(config)
 
-    def member(state: Any, store: Any, batches: Any, key: jax.Array, numbers: Any) -> Any:
-        own = config
-        for name, value in numbers.items():
-            own = _replace(own, name, value)
-        step = functools.partial(train_step.train_step, config=own)
-        return sharding.scan_steps(step, steps)(state, store, batches, key)
+    def train_member(state: Any, resident: Any, batches: Any, key: jax.Array, values: Any) -> Any:
+        # A weight of 0 stays a Python constant, and its term stays out of the program.
+        member_step = functools.partial(step, hyperparameters=constants._replace(**values))
+        return sharding.scan_steps(member_step, steps)(state, resident, batches, key)
 
-    def members(*args: Any) -> Any:
+    def train_members(*args: Any) -> Any:
         count = args[3].shape[0]
-        if how == "vmap" and count > 1:
-            return jax.vmap(member)(*args)
-        if how == "map" and count > 1:
-            return jax.lax.map(lambda one: member(*one), args)
-        found = [member(*jax.tree.map(lambda x, i=i: x[i], args)) for i in range(count)]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+        if mapping(config) == "vmap" and count > 1:
+            return jax.vmap(train_member)(*args)
+        if mapping(config) == "map" and count > 1:
+            return jax.lax.map(lambda member: train_member(*member), args)
+        outputs = [train_member(*jax.tree.map(lambda x, i=i: x[i], args)) for i in range(count)]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
     spec = PartitionSpec(sharding.MEMBER)
-    return jax.shard_map(members, mesh=mesh, in_specs=spec, out_specs=(spec, spec), check_vma=False)
-
-
-def _padded(store: Mapping[str, np.ndarray], inputs: Sequence[Any]) -> dict[str, np.ndarray]:
-    """Resident arrays of unequal length, filled up; the filling is never drawn."""
-
-    def pad(name: str, values: np.ndarray) -> np.ndarray:
-        longest = max(len(one.resident[name]) for one in inputs)
-        return np.pad(values, [(0, longest - len(values)), *[(0, 0)] * (values.ndim - 1)])
-
-    return {name: pad(name, values) for name, values in store.items()}
+    return jax.shard_map(
+        train_members, mesh=mesh, in_specs=spec, out_specs=(spec, spec), check_vma=False
+    )

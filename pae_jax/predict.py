@@ -1,8 +1,7 @@
-"""From images to anomaly maps, scores and decisions (§2.2), and `pae predict`."""
+"""`pae predict`: anomaly maps, scores and decisions for a folder of images."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,14 +15,14 @@ from pae_jax.workdir import files, trained_model
 def predict(
     workdir: str | Path, images: str | Path, out: str | Path, *, overrides: Sequence[str] = ()
 ) -> Path:
-    """Judges every image under a folder.
+    """Detects the anomalies in every image under a folder.
 
     Writes out/scores.csv (name, scores, decision), out/heatmaps/NAME.png (the map over the
-    image, one colour scale for all, full at twice the pixel threshold) and out/masks/NAME.png
-    (255 where the map exceeds the pixel threshold), at the network's size.
+    image; all share one colour scale, which ends at twice the pixel threshold) and
+    out/masks/NAME.png (255 where the map exceeds the pixel threshold), at the network's size.
 
     Args:
-      workdir: of a trained model.
+      workdir: the folder of a training run.
       images: a folder, searched recursively.
       out: a folder that does not exist yet or is empty.
       overrides: words --config.eval.KEY=VALUE.
@@ -39,22 +38,23 @@ def predict(
     if any(out.iterdir()):
         raise BadInput(f"{out}: not empty; results are never overwritten")
     model = trained_model.load(workdir, overrides)
-    limits = trained_model.thresholds(workdir, model)
+    thresholds = trained_model.thresholds(workdir, model)
     shape = model.config.data.shape
     names, pixels = open_images(str(images), shape=shape, channels=model.channels)
+    detections = detect_all(model.params, pixels, model.config)
     rows = []
-    for name, image, found in zip(
-        names, pixels, detect_all(model.params, pixels, model.config), strict=True
-    ):
+    for name, image, result in zip(names, pixels, detections, strict=True):
         picture = np.broadcast_to(image, (*image.shape[:2], 3))
-        heat = pictures.overlay(picture, pictures.heat_map(found.map, 2 * limits.pixel))
+        heat = pictures.overlay(picture, pictures.heat_map(result.map, 2 * thresholds.pixel))
         pictures.save_png(out / "heatmaps" / f"{name}.png", heat)
-        pictures.save_png(out / "masks" / f"{name}.png", found.map > limits.pixel)
-        decision = float(found.scores[model.config.eval.image_score]) > limits.score
-        rows.append({"name": name, **_floats(found.scores), "defective": int(decision)})
+        pictures.save_png(out / "masks" / f"{name}.png", result.map > thresholds.pixel)
+        scores = {key: float(value) for key, value in result.scores.items()}
+        rows.append(
+            {
+                "name": name,
+                **{f"score_{key}": value for key, value in scores.items()},
+                "defective": int(scores[model.config.eval.image_score] > thresholds.score),
+            }
+        )
     files.write_csv(out / "scores.csv", rows)
     return out / "scores.csv"
-
-
-def _floats(scores: dict[str, Any]) -> dict[str, float]:
-    return {f"score_{kind}": float(value) for kind, value in scores.items()}

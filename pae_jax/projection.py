@@ -1,7 +1,7 @@
-"""Is f a projection? Jacobian-identity and idempotency (appendix A.3), fixed points (A.2).
+"""Projections: the penalties of appendix A.3, and the application of f to test images.
 
 Every function takes any f: images → images of the same shape that treats the images of a batch
-independently. Per-image results therefore never depend on the batch mates.
+independently. A result for one image therefore never depends on the other images of its batch.
 """
 
 from collections.abc import Callable
@@ -27,6 +27,27 @@ __all__ = [
 _DISTRIBUTIONS = {"rademacher": jax.random.rademacher, "gaussian": jax.random.normal}
 
 
+def project(
+    f: Callable, x: Float[Array, "b *image"], config: EvalConfig
+) -> Float[Array, "b *image"]:
+    """Returns the images that x is compared with in the anomaly map, as `config.apply` says.
+
+    "once" is f(x), "iterate" is fⁿ(x) with n = `config.iterations`, "fixed_point" is the fixed
+    point of f from x (§3.2), with the solver, tolerance and step limit of the config.
+    """
+    if config.apply == "once":
+        return f(x)
+    if config.apply == "iterate":
+        return iterate(f, x, config.iterations)
+    return fixed_point(
+        f,
+        x,
+        tolerance=config.fixed_point_tolerance,
+        max_steps=config.max_steps,
+        solver=config.solver,
+    ).value
+
+
 def jacobian_identity(
     f: Callable,
     x: Float[Array, "b *image"],
@@ -38,26 +59,27 @@ def jacobian_identity(
     normalize: bool = False,
     active: Bool[Array, ""] | None = None,
 ) -> tuple[Float[Array, "b *image"], Float[Array, " b"]]:
-    """f(x) and an estimate of ‖J_f(x) − I‖_F per image, from one forward-mode sweep (A.3).
+    """Returns f(x) and an estimate of ‖J_f(x) − I‖_F per image, in forward mode (A.3).
 
     For a probe v with E[vvᵀ] = I, E‖(J−I)v‖² = ‖J−I‖²_F. The images of a batch are independent,
-    so one Jacobian-vector product with a batch of probes holds every image's own product. f(x)
-    is the primal of that sweep: use it as the reconstruction and it costs nothing more.
+    so one Jacobian-vector product with a batch of probes holds the product of every image. f(x)
+    is the primal output of that product; as the reconstruction it costs nothing more.
 
     Args:
       f: images → images; smooth almost everywhere.
       x: (batch, …) images.
-      key: one, from which each image's probes are drawn whatever the batch size, or one per
-        image (batch,).
+      key: one key, from which the probes of each image are derived independently of the batch
+        size; or keys (batch,), one per image.
       probes: the number of probes. One is a plain `jax.jvp`; several share one linearisation.
       form: "squared" returns the mean of ‖(J−I)v‖² over the probes, an unbiased estimate of
         ‖J−I‖²_F; "frobenius" returns its root, the paper's unsquared norm, which for few probes
         is a little too small on average (Jensen). The root's gradient at 0 is taken as 0.
-      distribution: of the entries of v, "rademacher" (the smaller variance) or "gaussian".
-      normalize: divides the norm by √d (the square by d), d = the values of one image, so that
-        one weight serves all sizes.
+      distribution: the distribution of the entries of v, "rademacher" (the smaller variance) or
+        "gaussian".
+      normalize: divides the norm by √d (the square by d), d = the number of values of an image,
+        so that one weight serves all image sizes.
       active: a traced condition; where it is False the probes are skipped and the penalty is 0.
-        The primal is computed either way. None stands for always.
+        f(x) is computed either way. None means always active.
 
     Returns:
       f(x), with the shape of x, and the penalty (batch,) ≥ 0.
@@ -74,18 +96,18 @@ def jacobian_identity(
 
     def penalty(products: Float[Array, "probes b *image"]) -> Float[Array, " b"]:
         squared = jnp.mean(jax.vmap(_squared_norm)(products - tangents), axis=0)
-        squared = squared / _values(x) if normalize else squared
+        squared = squared / x[0].size if normalize else squared
         return squared if form == "squared" else _safe_sqrt(squared)
 
     if probes == 1 and active is None:
         value, product = jax.jvp(f, (x,), (tangents[0],))
         return value, penalty(product[None])
-    value, push = jax.linearize(f, x)
+    value, jvp = jax.linearize(f, x)
     if active is None:
-        return value, penalty(jax.vmap(push)(tangents))
+        return value, penalty(jax.vmap(jvp)(tangents))
     return value, jax.lax.cond(
         active,
-        lambda: penalty(jax.vmap(push)(tangents)),
+        lambda: penalty(jax.vmap(jvp)(tangents)),
         lambda: jnp.zeros(x.shape[0], x.dtype),
     )
 
@@ -93,18 +115,18 @@ def jacobian_identity(
 def idempotency(
     f: Callable, fx: Float[Array, "b *image"], *, gradient: str = "both"
 ) -> Float[Array, " b"]:
-    """‖f(f(x̂)) − f(x̂)‖² per image, the squared idempotency residual of eq. 19.
+    """Returns ‖f(f(x̂)) − f(x̂)‖² per image, the squared idempotency residual of eq. 19.
 
     Args:
-      f: images → images, a closure over its parameters.
+      f: images → images; closes over its parameters.
       fx: (batch, …) f(x̂), as computed for the reconstruction.
-      gradient: "both" differentiates through the two applications of f; "outer" takes f(x̂) as a
+      gradient: "both" differentiates through the two applications of f; "outer" treats f(x̂) as a
         constant and trains the second application to keep it; "inner" freezes the parameters
         of the second application, so that f(x̂) moves to where f already acts as the identity.
         The value is the same.
 
     Returns:
-      (batch,) the plain squared norm, a sum over all values of the image.
+      (batch,) squared norms, not normalised: sums over all values of an image.
     """
     if gradient == "both":
         return _squared_norm(f(fx) - fx)
@@ -112,19 +134,16 @@ def idempotency(
         fx = jax.lax.stop_gradient(fx)
         return _squared_norm(f(fx) - fx)
     if gradient == "inner":
-        # f's parameters are known to it alone: hoist what it closes over, and freeze that.
-        hoisted, parameters = jax.closure_convert(f, fx)
-        return _squared_norm(hoisted(fx, *jax.lax.stop_gradient(parameters)) - fx)
+        # f closes over its parameters. `closure_convert` exposes them as arguments, so that
+        # gradients through this application can be stopped.
+        f_of_parameters, parameters = jax.closure_convert(f, fx)
+        return _squared_norm(f_of_parameters(fx, *jax.lax.stop_gradient(parameters)) - fx)
     raise ValueError(f"gradient: both, outer or inner, not {gradient!r}")
 
 
 def identity(fx: Float[Array, "b *image"], x: Float[Array, "b *image"]) -> Float[Array, " b"]:
-    """‖f(x) − x‖² per image at normal images x: the squared bias on ℳ of eq. 19."""
+    """Returns ‖f(x) − x‖² per image at normal images x: the squared bias on ℳ of eq. 19."""
     return _squared_norm(fx - x)
-
-
-def _values(x: Float[Array, "b *image"]) -> int:
-    return x[0].size
 
 
 def _squared_norm(x: Float[Array, "b *image"]) -> Float[Array, " b"]:
@@ -132,26 +151,7 @@ def _squared_norm(x: Float[Array, "b *image"]) -> Float[Array, " b"]:
 
 
 def _safe_sqrt(x: Float[Array, " b"]) -> Float[Array, " b"]:
-    """√x with gradient 0 at 0."""
+    """Returns √x with gradient 0 at 0."""
+    # The inner `where` keeps the infinite slope of the root out of the backward pass, where
+    # 0 · ∞ would be NaN.
     return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
-
-
-def project(
-    f: Callable, x: Float[Array, "b *image"], config: EvalConfig
-) -> Float[Array, "b *image"]:
-    """Returns what x is compared with in the anomaly map, as `config.apply` says.
-
-    "once" is f(x), "iterate" is fⁿ(x) with n = `config.iterations`, "fixed_point" is the fixed
-    point of f from x (§3.2), with the solver, tolerance and step limit of the config.
-    """
-    if config.apply == "once":
-        return f(x)
-    if config.apply == "iterate":
-        return iterate(f, x, config.iterations)
-    return fixed_point(
-        f,
-        x,
-        tolerance=config.fixed_point_tolerance,
-        max_steps=config.max_steps,
-        solver=config.solver,
-    ).value

@@ -1,11 +1,12 @@
-"""`pae sweep`: one training and evaluation for each member of a sweep, and one table.
+"""`pae sweep`: trains and evaluates the members of a sweep and writes one table.
 
-W/members/VARIANT-SEED/   the workdir of a member, as `pae train` and `pae evaluate` leave it
-W/sweep/results.csv       a row a member
-W/sweep/results.md        a row a variant: mean ± standard deviation over the seeds
-W/sweep/NAME.png          one picture a quantity
+W/members/VARIANT-SEED/   the workdir of a member, as `pae train` and `pae evaluate` write it
+W/sweep/results.csv       one row per member
+W/sweep/results.md        one row per variant: mean ± standard deviation over the seeds
+W/sweep/NAME.png          one chart per quantity
 """
 
+import io
 import json
 import re
 import statistics
@@ -18,7 +19,7 @@ from pae_jax.config import Config
 from pae_jax.config_file import load_sweep
 from pae_jax.workdir import files, record
 
-# What the tables show of metrics.json, where it is there; the step's time comes from the log.
+# Columns of the tables. Metrics and diagnostics are read from metrics.json, times from the log.
 METRICS = (
     "image_auroc_sum",
     "image_auroc_max",
@@ -41,10 +42,17 @@ DIAGNOSTICS = (
     "fixed_point_steps",
     "fixed_point_converged",
 )
+STEP_SECONDS = "step_seconds"
 
 
 class Member(NamedTuple):
-    """One run of a sweep."""
+    """One run of a sweep.
+
+    Attributes:
+      variant: the name of the setting that is compared; its members differ in the seed.
+      seed: the seed that the sweep gives to the member.
+      config: the member's configuration.
+    """
 
     variant: str
     seed: int
@@ -52,7 +60,7 @@ class Member(NamedTuple):
 
     @property
     def name(self) -> str:
-        """A folder's name, distinct for distinct members."""
+        """The name of the member's folder."""
         return f"{re.sub(r'[^a-z0-9]+', '_', self.variant.lower())}-{self.seed}"
 
 
@@ -65,70 +73,79 @@ def sweep(
 ) -> Path:
     """Trains and evaluates every member that is not finished, then writes the tables.
 
-    Interrupted and repeated, it goes on where it was: finished members are skipped, an
-    interrupted one resumes at its checkpoint.
+    A sweep that was interrupted continues when it is started again: finished members are skipped,
+    and an interrupted one resumes from its checkpoint.
+
+    Args:
+      config_file: a config file that defines a sweep, with an optional ":ARG".
+      workdir: the folder of the sweep.
+      overrides: `--config.KEY=VALUE` for all members.
+      say: is called with a line of progress for each member.
 
     Returns:
       The path of results.md.
 
     Raises:
-      BadInput: the sweep's file or a member's config is unusable, before any work starts.
-      RuntimeError: a member diverged or was stopped; its name is in the message.
+      BadInput: the sweep's file or the config of a member is unusable; no work has started.
+      RuntimeError: a member diverged or was stopped; the message names its folder.
     """
     members = [Member(*entry) for entry in load_sweep(config_file, overrides)]
     workdir = Path(workdir)
-    for member in members:
-        record.check_workdir(workdir / "members" / member.name, member.config)
     folders = [workdir / "members" / member.name for member in members]
-    waiting = []
+    for folder, member in zip(folders, members, strict=True):
+        record.check_workdir(folder, member.config)
+    unfinished = []
     for i, member in enumerate(members):
-        if _finished(folders[i], member):
+        if _is_finished(folders[i], member):
             say(f"{i + 1}/{len(members)} {member.name}: finished before")
         else:
-            waiting.append(i)
-    for chunk in population.group_runs([members[i].config for i in waiting]):
-        chosen = [waiting[i] for i in chunk]
-        for i in chosen:
+            unfinished.append(i)
+    for group in population.group_runs([members[i].config for i in unfinished]):
+        indices = [unfinished[i] for i in group]
+        for i in indices:
             say(f"{i + 1}/{len(members)} {members[i].name}: training")
-        results = population.train_population([(members[i].config, folders[i]) for i in chosen])
-        for i, result in zip(chosen, results, strict=True):
+        results = population.train_population([(members[i].config, folders[i]) for i in indices])
+        for i, result in zip(indices, results, strict=True):
             if result.outcome != train.FINISHED:
                 raise RuntimeError(f"{folders[i]}: {result.outcome} at step {result.step}")
-        for i in chosen:
+        # A group is evaluated before the next one is trained, so that an interruption loses little.
+        for i in indices:
             evaluate.evaluate(folders[i])
     rows = [_row(folder, member) for folder, member in zip(folders, members, strict=True)]
     out = workdir / "sweep"
     files.write_csv(out / "results.csv", rows)
     files.write_atomically(out / "results.md", _markdown(rows))
-    _plots(out, rows)
+    _write_charts(out, rows)
     return out / "results.md"
 
 
-def _finished(folder: Path, member: Member) -> bool:
+def _is_finished(folder: Path, member: Member) -> bool:
+    """Returns whether the member was evaluated after its last step, with the same configuration."""
     path = folder / "eval" / "metrics.json"
     if not path.exists():
         return False
     provenance = files.read_json(path)["provenance"]
-    finished = provenance["config_hash"] == member.config.hash
-    return finished and provenance["step"] == methods.steps(member.config)
+    same_config = provenance["config_hash"] == member.config.hash
+    return same_config and provenance["step"] == methods.steps(member.config)
 
 
 def _row(folder: Path, member: Member) -> dict[str, Any]:
-    record = files.read_json(folder / "eval" / "metrics.json")
+    """Returns a member's row of results.csv."""
+    metrics = files.read_json(folder / "eval" / "metrics.json")
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     times = [json.loads(line).get("speed/step_seconds") for line in lines]
-    # The first interval holds the compilation.
+    # The first interval includes the compilation.
     times = [time for time in times if time is not None][1:]
     return {
         "variant": member.variant,
         "seed": member.seed,
-        **{name: record[name] for name in METRICS},
-        **{name: record["diagnostics"].get(name) for name in DIAGNOSTICS},
-        "step_seconds": statistics.median(times) if times else None,
+        **{name: metrics[name] for name in METRICS},
+        **{name: metrics["diagnostics"].get(name) for name in DIAGNOSTICS},
+        STEP_SECONDS: statistics.median(times) if times else None,
     }
 
 
-def _groups(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def _by_variant(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row["variant"], []).append(row)
@@ -136,13 +153,16 @@ def _groups(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _quantities(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The columns that some row has a number for."""
-    names = (*METRICS, *DIAGNOSTICS, "step_seconds")
+    """Returns the columns for which at least one row has a number."""
+    names = (*METRICS, *DIAGNOSTICS, STEP_SECONDS)
     return [name for name in names if any(row[name] is not None for row in rows)]
 
 
 def _mean_and_deviation(values: Iterable[float | None]) -> tuple[float, float] | None:
-    """Mean and sample standard deviation; the latter 0 for one value; None without any."""
+    """Returns mean and sample standard deviation of the values that are not None.
+
+    The deviation of a single value is 0. The result is None without any value.
+    """
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -150,37 +170,37 @@ def _mean_and_deviation(values: Iterable[float | None]) -> tuple[float, float] |
 
 
 def _markdown(rows: Sequence[dict[str, Any]]) -> str:
-    groups, names = _groups(rows), _quantities(rows)
+    """Returns the tables of results.md: metrics, then diagnostics and time."""
+    groups, names = _by_variant(rows), _quantities(rows)
     counts = sorted({len(group) for group in groups.values()})
     seeds = " or ".join(map(str, counts))
     lines = ["One seed." if counts == [1] else f"Mean ± standard deviation over {seeds} seeds.", ""]
-    for part in (METRICS, (*DIAGNOSTICS, "step_seconds")):
-        columns = [name for name in names if name in part]
+    for table in (METRICS, (*DIAGNOSTICS, STEP_SECONDS)):
+        columns = [name for name in names if name in table]
         if not columns:
             continue
         lines.append("| variant | " + " | ".join(columns) + " |")
         lines.append("| --- |" + " --- |" * len(columns))
         for variant, group in groups.items():
             cells = [_mean_and_deviation(row[name] for row in group) for name in columns]
-            texts = [_text(cell, len(group)) for cell in cells]
+            texts = [_format_cell(cell, len(group)) for cell in cells]
             lines.append(f"| {variant} | " + " | ".join(texts) + " |")
         lines.append("")
     return "\n".join(lines)
 
 
-def _text(cell: tuple[float, float] | None, seeds: int) -> str:
+def _format_cell(cell: tuple[float, float] | None, seeds: int) -> str:
     if cell is None:
         return ""
     return f"{cell[0]:.4f}" + (f" ± {cell[1]:.4f}" if seeds > 1 else "")
 
 
-def _plots(out: Path, rows: Sequence[dict[str, Any]]) -> None:
-    import io
-
+def _write_charts(out: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes a chart per quantity: the values of each variant, their mean and deviation."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    groups = _groups(rows)
+    groups = _by_variant(rows)
     for name in _quantities(rows):
         figure = Figure(figsize=(7, 0.4 * len(groups) + 1.2), layout="constrained")
         axes = figure.subplots()
@@ -194,6 +214,6 @@ def _plots(out: Path, rows: Sequence[dict[str, Any]]) -> None:
         axes.invert_yaxis()
         axes.set_xlabel(name)
         axes.grid(axis="x", alpha=0.3)
-        picture = io.BytesIO()
-        FigureCanvasAgg(figure).print_png(picture)
-        files.write_atomically(out / f"{name}.png", picture.getvalue())
+        png = io.BytesIO()
+        FigureCanvasAgg(figure).print_png(png)
+        files.write_atomically(out / f"{name}.png", png.getvalue())

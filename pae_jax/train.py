@@ -1,13 +1,14 @@
-"""The training loop."""
+"""The training loop, and the trainer of a single run."""
 
-import abc
 import contextlib
+import dataclasses
+import logging
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,161 +18,227 @@ from jax.experimental import multihost_utils
 from pae_jax import methods, train_step
 from pae_jax.config import Config
 from pae_jax.devices import sharding
-from pae_jax.workdir.run import DIVERGED, FINISHED, STOPPED, Run, TrainResult
+from pae_jax.workdir.run import (
+    DIVERGED,
+    FINISHED,
+    STOPPED,
+    Recorder,
+    Run,
+    TrainResult,
+    open_run,
+)
 
 __all__ = ["DIVERGED", "FINISHED", "STOPPED", "TrainResult", "run_loop", "train_and_evaluate"]
 
+_logger = logging.getLogger(__name__)
 
-class Trainer(abc.ABC):
-    """The compiled training of one run, or of several with steps in common."""
 
-    @abc.abstractmethod
+@runtime_checkable
+class Trainer(Protocol):
+    """The compiled training of one run, or of several runs with steps in common.
+
+    `state`, `batch` and `values` are opaque to the loop, which only passes them on.
+
+    Attributes:
+      mesh: the devices.
+    """
+
+    mesh: jax.sharding.Mesh
+
     def start(self, runs: Sequence[Run]) -> tuple[int, Any]:
-        """Opens the runs' data; returns the step to start from and the state there."""
+        """Restores the runs and opens their data; returns the step to start from and the state."""
+        ...
 
-    @abc.abstractmethod
-    def run_steps(self, state: Any) -> tuple[Any, Any, float]:
-        """State → state and metrics some steps later, and seconds waited for the data."""
+    def next_batch(self) -> Any:
+        """Returns the input of the next call, on the devices."""
+        ...
 
-    @abc.abstractmethod
+    def run_steps(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        """Runs the steps of one call; returns the new state and the metrics."""
+        ...
+
     def metrics(self, values: Any) -> list[dict[str, np.ndarray]]:
-        """Of each run, on the host, (steps,) each."""
+        """Returns the metrics of every run on the host, (steps,) each."""
+        ...
 
-    @abc.abstractmethod
     def state(self, state: Any, run: int) -> train_step.TrainState:
-        """A run's own state, to be saved."""
+        """Returns the state of one run, to be saved."""
+        ...
 
-    @abc.abstractmethod
     def state_on_one_device(self, state: Any, run: int) -> train_step.TrainState:
-        """The same on one device of this process, to be validated."""
+        """Returns the state of one run on one device of this process, to be validated."""
+        ...
 
-    @property
-    @abc.abstractmethod
     def flops(self) -> float | None:
-        """Of one step on one device, of all runs that it trains."""
+        """Returns the FLOP of one step of all runs on one device; None before the first call."""
+        ...
 
 
 def train_and_evaluate(config: Config, workdir: str | Path) -> TrainResult:
-    """Trains in `workdir`, evaluating on held-out corruptions; resumes what it finds there.
+    """Trains in `workdir` and validates on held-out corruptions; resumes an earlier run.
+
+    Args:
+      config: the run's configuration.
+      workdir: a new folder, or one that holds a run of the same configuration.
+
+    Returns:
+      How the run ended.
 
     Raises:
       BadInput: the data or the config is unusable, or the workdir belongs to another config.
     """
     mesh = sharding.make_mesh(config)
-    with Run(config, workdir) as run:
+    with open_run(config, workdir) as run:
         (result,) = run_loop([run], SingleTrainer(config, mesh))
     return result
 
 
-def run_loop(runs: Sequence[Run], program: Trainer) -> list[TrainResult]:
-    """Takes runs of equal length to their end, together.
+def run_loop(runs: Sequence[Run], trainer: Trainer) -> list[TrainResult]:
+    """Trains runs of equal length together, to their end.
 
-    The order of the loop: validate the state → save it → next batch → steps → log. All that is
-    random is folded by the step, so a resumed run repeats the undisturbed one bit for bit.
+    Order of the loop: validate → save → next batch → steps → log. All random numbers are derived
+    from the step, so a resumed run repeats the uninterrupted one bit for bit.
+
+    Args:
+      runs: the runs; all settings that the loop reads are equal.
+      trainer: the compiled training of these runs.
+
+    Returns:
+      How each run ended.
     """
     config = runs[0].config
-    train = config.train
-    start, state = program.start(runs)
-    stride = runs[0].steps_per_call
-    pending: tuple[int, Any, float] | None = None
-
-    def settle() -> None:
-        """Logs the last call; waits for it if it is still running."""
-        nonlocal pending
-        if pending is not None:
-            step, values, waited = pending
-            for run, metrics in zip(runs, program.metrics(values), strict=True):
-                if run.result is None:
-                    run.log_steps(step, metrics, waited, program.flops)
-            pending = None
-
-    with _interrupted() as stop, _profiler(config, runs[0].workdir) as profile:
-        for step in range(start, methods.steps(config) + 1, stride):
-            stopping, ending = stop(step), step == methods.steps(config)
-            validating = ending or (step % train.validate_every == 0 and not stopping)
-            saving = step > start and (ending or stopping or step % train.checkpoint_every == 0)
-            if validating or saving or ending or stopping:
-                settle()
-            for i, run in enumerate(runs):
-                if run.result is None and validating:
-                    run.validate(step, program.state_on_one_device(state, i).eval_params)
-                # A run without steps ends where it starts.
-                unsaved = ending and step not in run.checkpoints.steps
-                if run.result is None and (saving or unsaved):
-                    run.save(step, program.state(state, i))
-                if run.result is None and (ending or stopping):
-                    run.finish(FINISHED if ending else STOPPED, step)
-            if all(run.result for run in runs):
+    last = methods.steps(config)
+    start, state = trainer.start(runs)
+    _log_start(runs, trainer, start, state)
+    with contextlib.ExitStack() as stack:
+        recorders = [stack.enter_context(run.open_recorder(start)) for run in runs]
+        interrupted = stack.enter_context(_catch_interruption())
+        trace = stack.enter_context(_profiler(config.profile, runs[0].workdir / "profile"))
+        call = _CallInFlight(recorders, trainer)
+        for step in range(start, last + 1, runs[0].steps_per_call(start)):
+            should_stop, is_last = interrupted(step), step == last
+            due = step % config.train.validate_every == 0
+            should_validate = is_last or (due and not should_stop)
+            due = step % config.train.checkpoint_every == 0
+            should_save = step > start and (is_last or should_stop or due)
+            if should_validate or should_save or should_stop:
+                # A run that has diverged is neither validated nor saved.
+                call.flush_metrics()
+            for i, recorder in enumerate(recorders):
+                if recorder.result is not None:
+                    continue
+                if should_validate:
+                    recorder.validate(step, trainer.state_on_one_device(state, i).eval_params)
+                # A run without steps ends where it starts, and has no checkpoint yet.
+                if should_save or (is_last and step not in recorder.checkpoints.steps):
+                    recorder.save(step, trainer.state(state, i))
+                if is_last or should_stop:
+                    recorder.finish(FINISHED if is_last else STOPPED, step)
+            if all(recorder.result for recorder in recorders):
                 break
-            profile(step)
-            state, values, waited = program.run_steps(state)
-            # One call late, so that the host prepares the next one while this one runs.
-            settle()
-            pending = step, values, waited
-    return [run.result for run in runs if run.result is not None]
+            trace(step)
+            began = time.perf_counter()
+            batch = trainer.next_batch()
+            data_seconds = time.perf_counter() - began
+            state, values = trainer.run_steps(state, batch)
+            # The metrics of the call before, so that the host need not wait for this one.
+            call.flush_metrics()
+            call.in_flight = step, values, data_seconds
+    return [recorder.result for recorder in recorders if recorder.result is not None]
 
 
-class SingleTrainer(Trainer):
-    """One run on a mesh of the axes data and model."""
+@dataclasses.dataclass
+class _CallInFlight:
+    """The call that the devices may still be running, whose metrics are not logged yet."""
+
+    recorders: Sequence[Recorder]
+    trainer: Trainer
+    in_flight: tuple[int, Any, float] | None = None  # step, metrics, data_seconds
+
+    def flush_metrics(self) -> None:
+        """Logs the metrics of the call; waits for it if it is still running."""
+        if self.in_flight is None:
+            return
+        step, values, data_seconds = self.in_flight
+        for recorder, metrics in zip(self.recorders, self.trainer.metrics(values), strict=True):
+            if recorder.result is None:
+                recorder.log_steps(step, metrics, data_seconds, self.trainer.flops())
+        self.in_flight = None
+
+
+class SingleTrainer:
+    """The trainer of one run, on a mesh with the axes "data" and "model"."""
 
     def __init__(self, config: Config, mesh: jax.sharding.Mesh):
-        self._config, self._mesh = config, mesh
+        self.mesh = mesh
+        self._config = config
         self._key = jax.random.key(config.train.seed)
 
     def start(self, runs: Sequence[Run]) -> tuple[int, train_step.TrainState]:
+        """Restores the run and opens its data; see `Trainer`."""
         (run,) = runs
-        mesh = self._mesh
-        state = initial_state(self._config, self._key, mesh, run.data.images)
+        state = initial_state(self._config, self._key, self.mesh, run.data.images)
         start, state = run.checkpoints.restore(state) or (0, state)
-        store, self._batches = run.begin(start)
-        self._store = sharding.to_global(store, sharding.replicated_sharding(mesh))
+        resident, self._batches = run.open_batches(start)
+        self._resident = sharding.to_global(resident, sharding.replicated_sharding(self.mesh))
         self._step = sharding.compile_step(
-            lambda *args, axis=None: train_step.train_step(*args, config=self._config, axis=axis),
-            mesh,
+            train_step.make_step(self._config),
+            self.mesh,
             self._config.sharding.transform,
             state,
-            steps=run.steps_per_call,
+            steps=run.steps_per_call(start),
         )
         return start, state
 
-    def run_steps(self, state: train_step.TrainState) -> tuple[train_step.TrainState, Any, float]:
-        began = time.perf_counter()
-        batches = sharding.to_global(next(self._batches), sharding.batch_sharding(self._mesh))
-        waited = time.perf_counter() - began
-        return *self._step(state, self._store, batches, self._key), waited
+    def next_batch(self) -> dict[str, jax.Array]:
+        """Returns the input of the next call, divided among the devices."""
+        return sharding.to_global(next(self._batches), sharding.batch_sharding(self.mesh))
+
+    def run_steps(
+        self, state: train_step.TrainState, batch: dict[str, jax.Array]
+    ) -> tuple[train_step.TrainState, Any]:
+        """Runs the steps of one call; returns the new state and the metrics."""
+        return self._step(state, self._resident, batch, self._key)
 
     def metrics(self, values: Any) -> list[dict[str, np.ndarray]]:
-        return [jax.device_get(sharding.one_copy(values, self._mesh))]
+        """Returns the metrics on the host, in a list of one run."""
+        return [jax.device_get(sharding.one_copy(values, self.mesh))]
 
     def state(self, state: train_step.TrainState, run: int) -> train_step.TrainState:
+        """Returns the state as it is: a checkpoint is written from all processes."""
         del run
         return state
 
     def state_on_one_device(self, state: train_step.TrainState, run: int) -> train_step.TrainState:
+        """Returns the state on one device of this process."""
         del run
-        return sharding.one_copy(state, self._mesh)
+        return sharding.one_copy(state, self.mesh)
 
-    @property
     def flops(self) -> float | None:
+        """Returns the FLOP of one step on one device; None before the first call."""
         return train_step.step_flops(self._step.flops, self._config)
 
 
 def initial_state(
     config: Config, key: jax.Array, mesh: jax.sharding.Mesh, images: np.ndarray | None = None
 ) -> Any:
-    """The state before the first step, where the mesh wants it.
+    """Returns the state before the first step, with the shardings of the mesh.
 
-    `images`: uint8 (n, h, w, c), those of the training split, to which the method is fitted.
+    Args:
+      config: the run's configuration.
+      key: the run's root key.
+      mesh: the devices.
+      images: uint8 (n, h, w, c), the training images, to which some methods are fitted.
     """
-    # Initialisers are hundreds of small random draws: slow to compile, run once.
+    # The initializers are hundreds of small random draws: slow to compile, and run once.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
 
     def init(key: jax.Array) -> train_step.TrainState:
         return train_step.init_state(config, key)
 
     shapes = jax.eval_shape(init, key)
-    placed = sharding.state_sharding(mesh, shapes)
-    state = jax.jit(init, out_shardings=placed, compiler_options=options)(key)
+    shardings = sharding.state_sharding(mesh, shapes)
+    state = jax.jit(init, out_shardings=shardings, compiler_options=options)(key)
     fit = methods.METHODS[config.method].fit
     if fit is None or images is None:
         return state
@@ -181,50 +248,84 @@ def initial_state(
     return state.replace(params=params, ema=ema)
 
 
+def _log_start(runs: Sequence[Run], trainer: Trainer, start: int, state: Any) -> None:
+    """Logs what is going to be trained, on which devices and from which step on."""
+    run, steps = runs[0], methods.steps(runs[0].config)
+    workdirs = str(run.workdir)
+    if len(runs) > 1:
+        workdirs = f"{len(runs)} runs as one program, {run.workdir} to {runs[-1].workdir}"
+    mesh = ", ".join(f"{name}={size}" for name, size in trainer.mesh.shape.items())
+    kind = trainer.mesh.devices.flat[0].device_kind
+    # The arrays of a population have a leading axis of members.
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params)) // len(runs)
+    training = _format_range([len(run.data.images) for run in runs])
+    held_out = _format_range([len(run.data.held_out) for run in runs])
+    storage = "kept on the device" if run.on_device else "streamed from the host"
+    resumed = f"resumed from step {start} of {steps}" if start else f"starting, {steps} steps"
+    _logger.info("training: %s", workdirs)
+    _logger.info("devices: %d of %d %s, mesh %s", trainer.mesh.size, jax.device_count(), kind, mesh)
+    _logger.info("parameters: %s", f"{parameters:,}")
+    _logger.info("images: %s for training, %s held out; %s", training, held_out, storage)
+    _logger.info("steps per call: %d; %s", run.steps_per_call(start), resumed)
+    if start < steps:
+        _logger.info("compiling the training step (a minute or so on a CPU)")
+
+
+def _format_range(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
 @contextlib.contextmanager
-def _profiler(config: Config, workdir: Path) -> Iterator[Callable[[int], None]]:
-    """A function of the step, to be called before it, that traces those of `config.profile`."""
-    first, end = config.profile or (0, 0)
+def _profiler(steps: tuple[int, ...], folder: Path) -> Iterator[Callable[[int], None]]:
+    """Yields a function to call before each step, which traces the steps from first to end.
+
+    Args:
+      steps: (first, end) of `config.profile`, or empty.
+      folder: where the trace is written.
+    """
+    first, end = steps or (0, 0)
     running = False
 
-    def at(step: int) -> None:
+    def trace(step: int) -> None:
         nonlocal running
         wanted = first <= step < end
         if wanted and not running:
-            jax.profiler.start_trace(str(workdir / "profile"))
+            jax.profiler.start_trace(str(folder))
         if running and not wanted:
             jax.profiler.stop_trace()
         running = wanted
 
     try:
-        yield at
+        yield trace
     finally:
         if running:
             jax.profiler.stop_trace()
 
 
 @contextlib.contextmanager
-def _interrupted() -> Iterator[Callable[[int], bool]]:
-    """Whether to stop at a step, since SIGTERM or Ctrl-C came; the second one ends the process.
+def _catch_interruption() -> Iterator[Callable[[int], bool]]:
+    """Yields a function of the step that tells whether SIGTERM or Ctrl-C has come.
 
-    Where several processes train together, SIGTERM to any of them stops all at the same step.
+    A second signal ends the process. If several processes train together, SIGTERM to any of them
+    stops all at the same step.
     """
-    event = threading.Event()
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point
         return
     if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False  # signals reach the main thread only
+        yield lambda step: False  # Python delivers signals to the main thread only.
         return
+    event = threading.Event()
 
     def handle(number: int, _: object) -> None:
         event.set()
-        signal.signal(number, before[number])
+        signal.signal(number, handlers_before[number])
 
     numbers = (signal.SIGTERM, signal.SIGINT)
-    before: dict[int, Any] = {number: signal.signal(number, handle) for number in numbers}
+    handlers_before: dict[int, Any] = {n: signal.signal(n, handle) for n in numbers}
     try:
         yield lambda step: event.is_set()
     finally:
         for number in numbers:
-            signal.signal(number, before[number])
+            signal.signal(number, handlers_before[number])

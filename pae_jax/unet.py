@@ -1,10 +1,12 @@
-"""The U-Net with a bottleneck of stacked dilated convolutions: a pure function of its parameters.
+"""The U-Net with a bottleneck of stacked dilated convolutions (§4), and its building blocks.
 
-`UNet(config).apply(variables, x)` maps images (b, h, w, c) in [0, 1] to images of the same
-shape and range. There is no state beside the parameters (no batch statistics), so an image's
-output does not depend on its batch mates and f can be differentiated, iterated and vmapped.
-The layout is §4 of the paper ("a modified U-Net with dilated bottleneck convolutions"); where
-the paper is silent, the parent paper's stacked dilated convolutions (Bauer et al. 2024).
+`UNet(config).apply(variables, x)` maps images (b, h, w, c) in [0, 1] to images of the same shape
+and range. It has no state besides its parameters (no batch statistics). An image's output therefore
+does not depend on the other images of its batch, and f can be differentiated, iterated and vmapped.
+
+The layout is that of §4 of the paper ("a modified U-Net with dilated bottleneck convolutions").
+Where the paper gives no detail, it follows the parent paper's stacked dilated convolutions
+(Bauer et al. 2024).
 """
 
 import math
@@ -20,58 +22,66 @@ from pae_jax import image_ops
 from pae_jax.config import ModelConfig
 from pae_jax.devices import winograd
 
-EDGE = 1 / 512  # half a grey level of 8 bits: black and white have finite logits
+EDGE = 1 / 512  # half an 8-bit grey level; clipped to [EDGE, 1 − EDGE] every logit is finite
 
 
 class Convolution3x3(nn.Module):
-    """`flax.linen.Conv` with a 3×3 kernel: the same parameters, names and values."""
+    """A 3×3 convolution with the parameters, names and values of `flax.linen.Conv`.
+
+    Attributes:
+      width: the number of output channels.
+      dtype: of the arithmetic; parameters are float32.
+    """
 
     width: int
     dtype: str = "float32"
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], below: Array | None = None
+        self, x: Float[Array, "b h w c"], coarse: Float[Array, "b hh ww cc"] | None = None
     ) -> Float[Array, "b h w width"]:
-        """With `below` (b, h/2, w/2, c'): the convolution of [upsample(below), x], not laid out."""
+        """Convolves x, or [upsample(coarse), x] if `coarse` (b, h/2, w/2, c') is given."""
         dtype = jnp.dtype(self.dtype)
-        count = 0 if below is None else below.shape[-1]
+        count = 0 if coarse is None else coarse.shape[-1]
         shape = (3, 3, count + x.shape[-1], self.width)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape).astype(dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.width,)).astype(dtype)
-        # A convolution is linear in its channels, so both parts go their own ways, and that of
-        # upsample(below) is computed on the small map.
+        # A convolution is linear in its input channels. The two parts are therefore convolved
+        # separately and added: the concatenation is never stored, and the part of
+        # upsample(coarse) is computed on the coarse map.
         y = winograd.convolve(x.astype(dtype), kernel[:, :, count:])
-        if below is not None:
-            y += winograd.convolve_upsampled(below.astype(dtype), kernel[:, :, :count])
+        if coarse is not None:
+            y += winograd.convolve_upsampled(coarse.astype(dtype), kernel[:, :, :count])
         return y + bias[None, None, None]
 
 
 def _convolution(
     width: int,
-    kernel: int,
+    kernel_size: int,
     config: ModelConfig,
     *,
-    rate: int = 1,
-    name: str | None = None,
-    zero: bool = False,
+    dilation_rate: int = 1,
+    zero_init: bool = False,
 ) -> nn.Conv:
     return nn.Conv(
         width,
-        (kernel, kernel),
-        name=name,
-        kernel_dilation=rate,
+        (kernel_size, kernel_size),
+        kernel_dilation=dilation_rate,
         dtype=jnp.dtype(config.dtype),
-        kernel_init=nn.initializers.zeros if zero else nn.initializers.he_normal(),
+        kernel_init=nn.initializers.zeros if zero_init else nn.initializers.he_normal(),
     )
 
 
 class GroupNorm(nn.Module):
     """Group normalisation (Wu & He 2018): one mean and variance per image and group of channels.
 
-    The same numbers as linen's, in a form that XLA compiles to one multiply-add per value and
-    whose forward pass takes two thirds of the time on a CPU: the statistics of channels are
-    averaged over their group as (batch, channels) matrices.
+    The values are those of `flax.linen.GroupNorm`. The statistics of single channels are averaged
+    over each group as (batch, channels) matrices. XLA then compiles one multiply-add per value, and
+    the forward pass takes two thirds of the time on a CPU.
+
+    Attributes:
+      groups: the number of groups; divides the number of channels.
+      epsilon: is added to the variance.
     """
 
     groups: int
@@ -79,10 +89,11 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Normalises x, then scales and shifts each channel."""
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        # Statistics in float32, whatever x is computed in.
+        # Statistics are float32 even if x is bfloat16.
         y = x.astype(jnp.float32)
         mean, square = self._by_group(y.mean((1, 2))), self._by_group((y * y).mean((1, 2)))
         variance = jnp.maximum(square - mean * mean, 0)
@@ -90,11 +101,12 @@ class GroupNorm(nn.Module):
         offset = bias[None] - mean * factor
         return (y * factor[:, None, None] + offset[:, None, None]).astype(x.dtype)
 
-    def _by_group(self, of_channels: Float[Array, "b c"]) -> Float[Array, "b c"]:
-        batch, channels = of_channels.shape
-        grouped = of_channels.reshape(batch, self.groups, -1).mean(-1, keepdims=True)
-        wide = jnp.broadcast_to(grouped, (batch, self.groups, channels // self.groups))
-        return wide.reshape(batch, channels)
+    def _by_group(self, statistic: Float[Array, "b c"]) -> Float[Array, "b c"]:
+        """Replaces each channel's statistic by the mean over its group."""
+        batch, channels = statistic.shape
+        means = statistic.reshape(batch, self.groups, -1).mean(-1, keepdims=True)
+        means = jnp.broadcast_to(means, (batch, self.groups, channels // self.groups))
+        return means.reshape(batch, channels)
 
 
 def _normalise(x: Array, config: ModelConfig) -> Array:
@@ -104,33 +116,40 @@ def _normalise(x: Array, config: ModelConfig) -> Array:
 
 
 class Stage(nn.Module):
-    """Convolution, norm and ReLU, `config.convolutions` times, at one resolution.
-
-    With `below` the first convolution takes [upsample(below), x], which is never laid out.
-    """
+    """Convolution, normalisation and ReLU, `config.convs_per_stage` times, at one resolution."""
 
     width: int
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Array, below: Array | None = None) -> Array:
+    def __call__(
+        self, x: Float[Array, "b h w c"], coarse: Float[Array, "b hh ww cc"] | None = None
+    ) -> Float[Array, "b h w width"]:
+        """Maps x, or [upsample(coarse), x] if `coarse` (b, h/2, w/2, c') is given."""
         for i in range(self.config.convs_per_stage):
+            # The name is that of linen's convolutions, so that checkpoints keep their tree.
             convolution = Convolution3x3(self.width, self.config.dtype, name=f"Conv_{i}")
-            x = convolution(x, below if i == 0 else None)
+            x = convolution(x, coarse if i == 0 else None)
             x = nn.relu(_normalise(x, self.config))
         return x
 
 
 class DilatedLayer(nn.Module):
-    """Parallel dilated branches, concatenated, mixed by a 1×1 convolution, plus the input."""
+    """A residual layer of the bottleneck: parallel dilated convolutions and a 1×1 convolution.
+
+    There is one branch of `config.branch_width` channels per rate in `config.dilation_rates`. The
+    branches are concatenated, mixed by the 1×1 convolution and added to the input.
+    """
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Maps features to features of the same shape."""
         config = self.config
+        width, kernel_size = config.branch_width, config.dilated_kernel_size
         branches = [
-            _convolution(config.branch_width, config.dilated_kernel_size, config, rate=rate)(x)
+            _convolution(width, kernel_size, config, dilation_rate=rate)(x)
             for rate in config.dilation_rates
         ]
         y = nn.relu(_normalise(jnp.concatenate(branches, axis=-1), config))
@@ -138,54 +157,64 @@ class DilatedLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A stage on the features from below and, by `config.skip`, the encoder's beside them."""
+    """A stage on the upsampled features, joined with the encoder's as `config.skip` says."""
 
     width: int
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, below: Array, encoded: Array) -> Array:
+    def __call__(
+        self, coarse: Float[Array, "b hh ww cc"], encoded: Float[Array, "b h w c"]
+    ) -> Float[Array, "b h w width"]:
+        """Maps coarse features (b, h/2, w/2, c') and the encoder's at full resolution."""
         stage = Stage(self.width, self.config, name="stage")
         if self.config.skip == "concatenate":
-            return stage(encoded, below)
-        decoded = upsample(below)
+            return stage(encoded, coarse)
+        decoded = upsample(coarse)
         if self.config.skip == "none":
             return stage(decoded)
-        # The parent paper's convex combination: a learned share in (0, 1) for each channel.
+        # The parent paper's convex combination, with one learned weight in (0, 1) per channel.
         decoded = _convolution(encoded.shape[-1], 1, self.config)(decoded)
         logit = self.param("logit", nn.initializers.zeros, (encoded.shape[-1],))
-        share = nn.sigmoid(logit).astype(encoded.dtype)[None, None, None, :]
-        return stage(share * encoded + (1 - share) * decoded)
+        weight = nn.sigmoid(logit).astype(encoded.dtype)[None, None, None, :]
+        return stage(weight * encoded + (1 - weight) * decoded)
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
-    """The maximum over 2×2 blocks; h and w even."""
-    # A reshape, not a reduce_window: its gradient is elementwise, not a select-and-scatter.
+    """Returns the maximum of each 2×2 block; h and w are even."""
+    # A reshape instead of a reduce_window, because its gradient is elementwise instead of a
+    # select-and-scatter.
     b, h, w, c = x.shape
     return x.reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
 
 
 def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
-    """Nearest-neighbour upsampling by two."""
+    """Repeats each pixel in a 2×2 block (nearest-neighbour upsampling)."""
     b, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
     return x.reshape(b, 2 * h, 2 * w, c)
 
 
 class UNet(nn.Module):
-    """f_θ: [0,1]^{h×w×c} → [0,1]^{h×w×c}; any h, w ≥ 1, padded and cropped where needed."""
+    """The network f_θ: [0,1]^{h×w×c} → [0,1]^{h×w×c} (§2, §4), for any h, w ≥ 1.
+
+    With `config.patch_size` p > 1 each p × p block of pixels becomes one position with p²·c
+    channels. The encoder and the decoder have one stage per entry of `config.widths`; the image is
+    padded so that every stage halves the resolution evenly, and the output is cropped.
+    """
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Returns the reconstructions f(x), float32."""
         config = self.config
-        # Rematerialisation trades a second forward pass of a block for its activations.
+        # Rematerialisation computes a block twice instead of keeping its activations.
         remat: Callable[[type[nn.Module]], Any] = nn.remat if config.remat else lambda block: block
         stage, dilated, decoder = remat(Stage), remat(DilatedLayer), remat(Decoder)
         _, height, width, channels = x.shape
         y = image_ops.pad_to_multiple(x, config.patch_size * 2 ** len(config.widths))
-        # Centred input: the first convolution then starts from values of both signs.
+        # Inputs are centred, so that the first convolution sees values of both signs.
         y = image_ops.space_to_depth(2 * y.astype(jnp.dtype(config.dtype)) - 1, config.patch_size)
 
         encoded = []
@@ -200,35 +229,36 @@ class UNet(nn.Module):
         for i, stage_width in reversed(list(enumerate(config.widths))):
             y = decoder(stage_width, config, name=f"decoder_{i}")(y, encoded[i])
 
-        # The output leaves in float32: the loss and the iterates of f are not rounded.
-        y = _convolution(
-            channels * config.patch_size**2, 1, config, zero=config.output == "residual_logit"
-        )(y)
+        zero_init = config.output == "residual_logit"
+        y = _convolution(channels * config.patch_size**2, 1, config, zero_init=zero_init)(y)
+        # The output is float32, so that the loss and the iterates of f are not rounded.
         y = image_ops.depth_to_space(y.astype(jnp.float32), config.patch_size)[:, :height, :width]
         return OUTPUTS[config.output](y, x)
 
 
 def _residual_logit(y: Float[Array, "b h w c"], x: Float[Array, "b h w c"]) -> Array:
-    # Before training y = 0 and f = id: a conservative projection has to learn corrections only.
+    # Before training y = 0 and f = id, so f has to learn the corrections only.
     return nn.sigmoid(y + jax.scipy.special.logit(jnp.clip(x, EDGE, 1 - EDGE)))
 
 
+# Output layers by `model.output`: (last features, x), both (b, h, w, c), → f(x).
 OUTPUTS: dict[str, Callable[[Array, Array], Array]] = {
     "sigmoid": lambda y, x: nn.sigmoid(y),
     "residual_logit": _residual_logit,
+    "logit": lambda y, x: y,  # for the segmentation method; not a choice of `model.output`
 }
-"""From the last features and the input to f(x), by `model.output`."""
 
-BACKBONES = {"unet": UNet}  # by `model.name`: modules built from a ModelConfig
+# Modules by `model.name`; each is built from a ModelConfig.
+BACKBONES = {"unet": UNet}
 
 
 def backbone(config: ModelConfig) -> nn.Module:
-    """The network that the configuration names; its `apply` maps images to images."""
+    """Returns the network that `config.name` names; its `apply` maps images to images."""
     return BACKBONES[config.name](config)
 
 
 def bind(config: ModelConfig, variables: Any) -> Callable[[Array], Array]:
-    """f_θ as a function of images alone."""
+    """Returns f_θ as a function of images (b, h, w, c) alone."""
 
     def f(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         return cast(Array, backbone(config).apply(variables, x))
@@ -237,5 +267,5 @@ def bind(config: ModelConfig, variables: Any) -> Callable[[Array], Array]:
 
 
 def parameter_count(variables: Any) -> int:
-    """The number of scalar parameters."""
+    """Returns the number of scalar parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(variables))

@@ -1,6 +1,7 @@
-"""One regime for all tests: shapes checked, rank promotion an error, eight CPU devices."""
+"""Settings of all tests: shapes are checked, rank promotion is an error, eight CPU devices."""
 
 import atexit
+import logging
 import os
 import tempfile
 
@@ -20,19 +21,37 @@ _cache = tempfile.TemporaryDirectory(prefix="pae_tests_")
 atexit.register(_cache.cleanup)
 os.environ["PAE_CACHE"] = _cache.name
 
-import runs  # noqa: E402 - after the hook, since it imports pae_jax
+import runs  # noqa: E402 - after the hook, because it imports pae_jax
 
 
 @pytest.fixture
 def float64():
-    """Runs a test in double precision, where an oracle needs it."""
+    """Runs a test in double precision, which some oracles need."""
     with jax.enable_x64(True):
         yield
 
 
+@pytest.fixture
+def messages():
+    """The messages that the package logs during a test.
+
+    Unlike caplog it does not depend on whether the command line ran before in this process and
+    ended the propagation to the root logger.
+    """
+    logger, lines = logging.getLogger("pae_jax"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield lines
+    logger.setLevel(level)
+    logger.removeHandler(handler)
+
+
 @pytest.fixture(scope="session")
 def compilation_cache(tmp_path_factory):
-    """Compiles a program once a session; see `runs.environment` for processes of their own."""
+    """Compiles each program once per session; `runs.environment` passes it to other processes."""
     from jax.experimental.compilation_cache import compilation_cache as cache
 
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
@@ -43,7 +62,7 @@ def compilation_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, compilation_cache) -> runs.Run:
-    """One finished run, not to be changed: a test that would spoil it takes `runs.clone`."""
+    """A finished run that tests must not change; a test that would change it uses `runs.clone`."""
     from pae_jax import train
 
     root = runs.make_folder(tmp_path_factory.mktemp("images"))

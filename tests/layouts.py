@@ -19,7 +19,7 @@ def write(path: Path, pixels: np.ndarray) -> None:
 
 
 def category(root: Path, *, train: int = 6, colour: bool = False, seed: int = 0) -> Path:
-    """A category in MVTec layout: 24×20 images, two defect types with a mask each."""
+    """Writes a category in MVTec layout: 24×20 images and two defect types with masks."""
     rng = np.random.default_rng(seed)
     size = (20, 24, 3) if colour else (20, 24)
 
@@ -30,10 +30,10 @@ def category(root: Path, *, train: int = 6, colour: bool = False, seed: int = 0)
         write(root / f"train/good/{i:03d}.png", image())
     for i in range(3):
         write(root / f"test/good/{i:03d}.png", image())
-    for kind in ("crack", "dent"):
+    for defect_type in ("crack", "dent"):
         for i in range(2):
-            write(root / f"test/{kind}/{i:03d}.png", image())
+            write(root / f"test/{defect_type}/{i:03d}.png", image())
             mask = np.zeros((20, 24), np.uint8)
             mask[4 : 8 + i, 6:12] = 1 + 200 * i
-            write(root / f"ground_truth/{kind}/{i:03d}_mask.png", mask)
+            write(root / f"ground_truth/{defect_type}/{i:03d}_mask.png", mask)
     return root

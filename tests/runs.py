@@ -44,14 +44,14 @@ SETTINGS = {
 
 
 class Run(NamedTuple):
-    """A finished training run and the folder of its images and textures."""
+    """A finished training run, with the folder of its images and textures."""
 
     root: Path
     workdir: Path
 
 
 def make_folder(root: Path) -> Path:
-    """ROOT/data in MVTec layout, ROOT/textures, and room for ROOT/cache."""
+    """Writes ROOT/data in MVTec layout and ROOT/textures; returns ROOT."""
     layouts.category(root / "data", train=12)
     rng = np.random.default_rng(1)
     for i in range(6):
@@ -61,7 +61,10 @@ def make_folder(root: Path) -> Path:
 
 
 def words(root: Path, **changes: object) -> list[str]:
-    """The command line of a run on `make_folder(root)`; `changes` with "__" for a key's dot."""
+    """Returns the command line of a run on `make_folder(root)`.
+
+    `changes` are keys and values, with "__" for the dot of a key.
+    """
     places = {
         "data.root": root / "data",
         "data.textures": root / "textures",
@@ -73,13 +76,13 @@ def words(root: Path, **changes: object) -> list[str]:
 
 
 def load_config(root: Path, **changes: object) -> Config:
-    """The configuration of the same run."""
+    """Returns the configuration of the same run."""
     file, *overrides = words(root, **changes)
     return config_file.load(file.removeprefix("--config="), overrides)
 
 
 def environment() -> dict[str, str]:
-    """Of a process that compiles and places arrays as this one does."""
+    """Returns the environment of a process with the same devices and compilation cache."""
     names = (
         "jax_num_cpu_devices",
         "jax_compilation_cache_dir",
@@ -91,7 +94,7 @@ def environment() -> dict[str, str]:
 
 
 def clone(run: Run, to: Path) -> Run:
-    """A copy of a run with its images, to be spoiled by a test."""
+    """Copies a run and its images, so that a test may change them."""
     shutil.copytree(run.root, to / "images")
     shutil.copytree(run.workdir, to / "run")
     moved = (to / "run/config.json").read_text().replace(str(run.root), str(to / "images"))
@@ -100,13 +103,13 @@ def clone(run: Run, to: Path) -> Run:
 
 
 def read_state(workdir: Path) -> tuple[int, list[np.ndarray]]:
-    """The newest checkpoint: its step, and every array of its state."""
+    """Returns the step of the newest checkpoint and all arrays of its state."""
     step, state = trained_model.restore(workdir, record.read_config(workdir))
     return step, [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
 def assert_same_state(workdir: Path, other: Path) -> None:
-    """Bit for bit: parameters, optimiser state and step."""
+    """Asserts that parameters, optimizer state and step are equal bit for bit."""
     step, leaves = read_state(workdir)
     other_step, others = read_state(other)
     assert step == other_step

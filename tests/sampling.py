@@ -1,4 +1,4 @@
-"""What the tests of random sampling share: programs that compile soon, and numbers to feed them."""
+"""Helpers of the tests of random sampling: quick compilation, and random inputs."""
 
 import functools
 
@@ -7,10 +7,10 @@ import numpy as np
 
 KEY = jax.random.key(0)
 
-# Many programs, each run once or twice: spend less on compiling them.
+# There are many programs, each run once or twice, so compile them with little effort.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def uniform(seed: int, *shape: int) -> np.ndarray:
-    """Numbers in [0, 1)."""
+    """Returns numbers in [0, 1)."""
     return np.random.default_rng(seed).random(shape, np.float32)

@@ -61,7 +61,7 @@ def gms_oracle(x, y):
 
 
 def msgms_oracle(x, y):
-    """Strided sums where the module reshapes, np.interp where it resizes."""
+    """Uses strided sums where the module reshapes, np.interp where it resizes."""
 
     def pool(v):
         v = np.pad(v, ((0, v.shape[0] % 2), (0, v.shape[1] % 2), (0, 0)), mode="symmetric")
@@ -123,7 +123,7 @@ def test_ssim_is_accurate_on_bright_faintly_textured_images(amplitude, shift):
 
 def test_ssim_matches_dm_pix_inside_the_border(float64):
     x, y = pair(64, 61)
-    # In float64, since dm-pix takes E[x²] − E[x]², good to 1e-4 only in float32.
+    # In float64, because dm-pix takes E[x²] − E[x]², good to 1e-4 only in float32.
     similarity = jax.jit(partial(dm_pix.ssim, return_map=True))(
         jnp.asarray(x, jnp.float64), jnp.asarray(y, jnp.float64)
     )
@@ -184,10 +184,10 @@ def filter_oracle(maps, kernel):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 40), (36, 61)])
-@pytest.mark.parametrize("share", [0.01, 1 / 12, 0.9])
-def test_smoothing_matches_its_oracle(size, share):
+@pytest.mark.parametrize("fraction", [0.01, 1 / 12, 0.9])
+def test_smoothing_matches_its_oracle(size, fraction):
     maps = np.random.default_rng(2).uniform(size=(2, *size)).astype(np.float32)
-    width = max(1.0, share * min(size))
+    width = max(1.0, fraction * min(size))
     radius = np.arange(-200, 201)
     kernels = {
         "mean": np.clip((width + 1) / 2 - abs(radius), 0, 1),
@@ -196,9 +196,9 @@ def test_smoothing_matches_its_oracle(size, share):
     kernels["gaussian"][abs(radius) > np.ceil(4 * width / np.sqrt(12))] = 0
     for kind, kernel in kernels.items():
         expected = filter_oracle(maps, kernel / kernel.sum())
-        actual = anomaly_map.smooth(maps, kind, share)
+        actual = anomaly_map.smooth(maps, kind, fraction)
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6, err_msg=kind)
-    np.testing.assert_array_equal(anomaly_map.smooth(maps, "none", share), maps)
+    np.testing.assert_array_equal(anomaly_map.smooth(maps, "none", fraction), maps)
 
 
 def test_gaussian_and_mean_smoothing_spread_alike():
@@ -239,6 +239,6 @@ def test_unknown_names_are_errors():
 
 def test_configuration_offers_what_the_registries_hold():
     choices = {f.name: f.metadata.get("choices") for f in dataclasses.fields(EvalConfig)}
-    assert set(choices["map"]) == set(MAPS)
+    assert set(choices["anomaly_map"]) == set(MAPS)
     assert set(choices["smoothing"]) == set(SMOOTHINGS)
-    assert set(choices["score"]) <= set(IMAGE_SCORES)
+    assert set(choices["image_score"]) <= set(IMAGE_SCORES)

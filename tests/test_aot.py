@@ -1,8 +1,9 @@
-"""A TPU slice without a TPU: what is refused, what is counted, and a program compiled for one."""
+"""Ahead-of-time compilation for a TPU slice: bad input, costs, and a compiled program."""
 
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,11 +51,11 @@ def command(*words: str) -> list[str]:
 
 @pytest.fixture
 def started(monkeypatch):
-    """`aot.start` without a trace in this process."""
+    """Replaces `aot.start`, which would change this process."""
     monkeypatch.setattr(aot, "start", lambda: None)
 
 
-# ---- refused, in one line, everywhere ----
+# ---- bad input: one line, with or without libtpu ----
 
 
 @pytest.mark.parametrize("topology", ["", "v5e", "2x2", "v5e:4", "v5e:2x2x2x2", "v5e:2×2"])
@@ -100,7 +101,7 @@ def test_every_chip_must_have_work(overrides, message):
         aot.slice_mesh(settings, jax.devices(), "v5e:2x4")
 
 
-# ---- counted ----
+# ---- costs ----
 
 
 def test_collectives_of_a_text():
@@ -133,14 +134,14 @@ def test_the_roofline_is_the_slower_of_arithmetic_and_memory():
 
 def report(temporaries: int) -> aot.Report:
     memory = aot.Memory(200 * 2**20, 100 * 2**20, 100 * 2**20, temporaries, 24 * 2**20)
-    found = {"all-reduce": hlo.Collective(2, 3 * 2**20)}
-    return aot.Report("training", 16, CHIP, aot.Costs(memory, 197e9, 8.2e9, found))
+    collectives = {"all-reduce": hlo.Collective(2, 3 * 2**20)}
+    return aot.Report("training", 16, CHIP, aot.Costs(memory, 197e9, 8.2e9, collectives))
 
 
 def test_a_report():
-    found = report(800 * 2**20)
-    assert found.fits
-    text = aot.format_report(found)
+    small = report(800 * 2**20)
+    assert small.fits
+    text = aot.format_report(small)
     for words in ("1.00 GiB of 16.00 GiB: fits", "all-reduce: 2 (3.0 MiB)", "1600 images/s"):
         assert words in text
     large = report(16 * 2**30)
@@ -151,47 +152,46 @@ def test_a_report():
     assert "of 16.00 GiB: does not fit; Ran out of memory" in aot.format_report(complaint)
 
 
-def test_what_is_lowered_here_takes_the_state_and_streamed_batches():
+def test_lowered_programs_take_the_state_and_streamed_batches():
     settings = tiny("--config.train.batch_size=8", "--config.train.steps_per_call=2")
     mesh = aot.slice_mesh(settings, jax.devices(), "of CPUs")
     lowered = aot.lower_training(settings, mesh)
-    (state, store, batches, _), _ = lowered.args_info
+    (state, resident, batches, _), _ = lowered.args_info
     assert batches["image"].shape == (2, 8, 16, 16, 3)
     assert batches["texture"].dtype == np.uint8
-    assert store == {}
+    assert resident == {}
     assert all(leaf.donated for leaf in jax.tree.leaves(state))
-    assert jax.default_backend() == "cpu"
+    assert hardware.platform() == jax.default_backend() == "cpu"
     (_, images), _ = aot.lower_prediction(settings, jax.devices()[0]).args_info
     assert images.shape == (4, 16, 16, 3)
 
 
-def test_the_rules_are_those_of_a_tpu():
-    """Parts of a batch are a loop there, and written out on a CPU (train_step.py)."""
+def test_lowered_programs_have_the_form_for_a_tpu():
+    """Parts of a batch are a loop on a TPU and are unrolled on a CPU (train_step.py)."""
     settings = tiny("--config.train.batch_size=16", "--config.train.grad_accumulation_steps=2")
     mesh = aot.slice_mesh(settings, jax.devices(), "of CPUs")
     text = aot.lower_training(settings, mesh).as_text()
-    one = tiny("--config.train.batch_size=8")
-    without = aot.lower_training(one, aot.slice_mesh(one, jax.devices(), "of CPUs")).as_text()
+    whole = tiny("--config.train.batch_size=8")
+    without = aot.lower_training(whole, aot.slice_mesh(whole, jax.devices(), "of CPUs")).as_text()
     assert text.count("stablehlo.while") == without.count("stablehlo.while") + 1
 
 
-@pytest.mark.parametrize(("name", "known"), [("objects", "screw"), ("textures", "carpet")])
-def test_a_configuration_of_the_paper_takes_its_own_categories(name, known):
-    file = runs.CONFIGS / f"tpu_v5e_{name}.py"
-    found = config_file.load(f"{file}:{known}")
-    assert found.data.category == f"mvtec_ad/{known}"
-    assert found.model.dtype == "bfloat16"
-    assert found.train.batch_size == 16
-    other = {"screw": "carpet", "carpet": "screw"}[known]
-    with pytest.raises(BadInput, match=f": mvtec_ad: no {name[:-1]} '{other}'; .*{known}"):
-        config_file.load(f"{file}:{other}")
+@pytest.mark.parametrize("category", ["screw", "carpet"])
+def test_the_config_of_a_slice_has_the_categories_of_the_paper(category):
+    file = runs.CONFIGS / "tpu_v5e.py"
+    settings = config_file.load(f"{file}:{category}")
+    assert settings.data.category == f"mvtec_ad/{category}"
+    assert settings.model.dtype == "bfloat16"
+    assert settings.train.batch_size == 16
+    with pytest.raises(BadInput, match="mvtec_ad: no category 'pcb1'"):
+        config_file.load(f"{file}:pcb1")
 
 
-# ---- compiled: libtpu, but no TPU ----
+# ---- compiled, with libtpu ----
 
 
 def on_a_slice(topology: str, *words: str) -> subprocess.CompletedProcess:
-    """In a process of its own: it chooses its platform before it touches a device."""
+    """Runs `pae compile` in a new process, which sets its platform before it touches a device."""
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     return subprocess.run(
         [sys.executable, "-m", "pae_jax.main", *command(*words), f"--topology={topology}"],
@@ -210,7 +210,7 @@ def test_compiled_for_a_slice():
     training, prediction = done.stdout.split("prediction: ")
     assert "4 × TPU v5 lite" in training
     assert training.count("GiB of 16.00 GiB: fits") == prediction.count(": fits") == 1
-    # One model on several parts of the batch: gradients are summed, nothing else is exchanged.
+    # In data parallelism only gradients and metrics are exchanged.
     (line,) = (line for line in training.splitlines() if "collectives" in line)
     assert line.split()[1] == "all-reduce:"
     assert line.count("MiB") == 1
@@ -225,7 +225,7 @@ def test_compiled_for_a_slice():
         ("v5e:4x4", "train.batch_size: 4 is not divisible by 16, for the 16 chips of v5e:4x4"),
     ],
 )
-def test_a_slice_that_cannot_be(topology, message):
+def test_an_impossible_slice_is_refused(topology, message):
     pytest.importorskip("libtpu", reason=NEEDS)
     done = on_a_slice(topology)
     assert done.returncode == 2
@@ -233,15 +233,16 @@ def test_a_slice_that_cannot_be(topology, message):
     assert line.startswith(f"pae compile: {message}")
 
 
-def test_what_exceeds_the_memory_does_not_fit():
+def test_a_program_that_exceeds_the_memory_does_not_fit():
     pytest.importorskip("libtpu", reason=NEEDS)
     code = (
         "import json, jax, jax.numpy as jnp\n"
-        "from pae_jax import aot, hardware\n"
+        "from pae_jax import aot\n"
+        "from pae_jax.devices import hardware\n"
         "aot.start()\n"
         "device = aot.slice_devices('v5e:1x1')[0]\n"
-        "here = jax.sharding.SingleDeviceSharding(device)\n"
-        "function = jax.jit(lambda x: jnp.sort(x @ x.T, axis=0) @ x, in_shardings=here)\n"
+        "placement = jax.sharding.SingleDeviceSharding(device)\n"
+        "function = jax.jit(lambda x: jnp.sort(x @ x.T, axis=0) @ x, in_shardings=placement)\n"
         "lowered = function.lower(jax.ShapeDtypeStruct((2**16, 2**10), jnp.float32))\n"
         "chip = hardware.chip(device.device_kind)\n"
         "report = aot.Report('matrix', 1, chip, *aot.measure(lowered))\n"
@@ -250,4 +251,5 @@ def test_what_exceeds_the_memory_does_not_fit():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     fits, text = json.loads(done.stdout)
     assert not fits
-    assert "does not fit; Ran out of memory" in text
+    # Some versions of libtpu put an error code before the message.
+    assert re.search("does not fit; .*Ran out of memory", text)

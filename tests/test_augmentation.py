@@ -47,7 +47,7 @@ def test_every_permutation_is_exact_and_equally_likely(policy):
     choices = np.stack([p(x[0]) for p in PERMUTATIONS[policy]])
     equal = (result[:, None] == choices[None]).all(axis=(2, 3, 4))
     assert (equal.sum(axis=1) == 1).all()
-    # Five standard deviations of a binomial share.
+    # Five standard deviations of a binomial frequency.
     p = 1 / len(choices)
     assert np.abs(equal.mean(axis=0) - p).max() <= 5 * math.sqrt(p * (1 - p) / batch)
 

@@ -19,23 +19,23 @@ IMAGES = {f"image_auroc_{kind}" for kind in ("sum", "max", "topk")}
 
 
 def words(root: Path, name: str, **changes: object) -> list[str]:
-    """The recipe on the small images of `runs`; its own keys stay as they are."""
-    own = {
+    """Returns command-line words for the recipe on the small images of `runs`."""
+    overrides = {
         "data__source": "folder",
         "model__patch_size": 1,
         "model__widths": (4, 4),
         "train__steps": 3,
         "train__validate_every": 2,
         "train__checkpoint_every": 2,
-        # Of a method with an f, in closed form and trained, and of one without.
+        # Methods with an f, trained and in closed form, and one without.
         "eval__diagnostics": name in DIAGNOSED,
         "eval__max_steps": 2,
         "baseline__svm_side": 4,
         "baseline__pca_components": 3,
         **changes,
     }
-    _, *overrides = runs.words(root, **own)
-    return [f"--config={FILE}:{name}", *overrides]
+    _, *words = runs.words(root, **overrides)
+    return [f"--config={FILE}:{name}", *words]
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +54,24 @@ pytestmark = pytest.mark.usefixtures("compilation_cache")
 def test_from_images_to_metrics(name, root, tmp_path, capsys):
     command = ["train", *words(root, name), f"--workdir={tmp_path}"]
     assert main.main(command) == 0
-    chosen = config_file.load(f"{FILE}:{name}", words(root, name)[1:])
-    assert f"finished at step {methods.steps(chosen)}" in capsys.readouterr().out
-    method = methods.METHODS[chosen.method]
+    config = config_file.load(f"{FILE}:{name}", words(root, name)[1:])
+    assert f"finished at step {methods.steps(config)}" in capsys.readouterr().out
+    method = methods.METHODS[config.method]
     assert main.main(["evaluate", f"--workdir={tmp_path}", "--save_maps"]) == 0
 
-    found = read(tmp_path)
+    metrics = read(tmp_path)
     for key in IMAGES:
-        assert 0 <= found[key] <= 1
+        assert 0 <= metrics[key] <= 1
     for key in PIXELS:
-        assert (found[key] is not None) == method.pixels, key
-        assert (found["per_type"]["crack"][key] is not None) == method.pixels
-    assert ("pixel_auroc" in found["intervals"]) == method.pixels
-    assert bool(found["diagnostics"]) == (name in ("draem", "pca"))
-    assert found["provenance"]["step"] == methods.steps(chosen)
-    if not method.pixels:
-        assert found["image_auroc_sum"] == found["image_auroc_max"] == found["image_auroc_topk"]
+        assert (metrics[key] is not None) == method.localises, key
+        assert (metrics["per_type"]["crack"][key] is not None) == method.localises
+    assert ("pixel_auroc" in metrics["intervals"]) == method.localises
+    assert bool(metrics["diagnostics"]) == (name in ("draem", "pca"))
+    assert metrics["provenance"]["step"] == methods.steps(config)
+    if not method.localises:
+        assert (
+            metrics["image_auroc_sum"] == metrics["image_auroc_max"] == metrics["image_auroc_topk"]
+        )
     page = (tmp_path / "eval/report.html").read_text()
     makes_pictures = method.reconstruct is not None or name == "riad"
     assert ('alt="reconstruction"' in page) == makes_pictures
@@ -77,9 +79,9 @@ def test_from_images_to_metrics(name, root, tmp_path, capsys):
     log = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     validated = [line for line in log if "validation/loss" in line]
     assert [line["step"] for line in validated] == sorted(
-        {0, *range(0, methods.steps(chosen), 2), methods.steps(chosen)}
+        {0, *range(0, methods.steps(config), 2), methods.steps(config)}
     )
-    # Of a support vector machine a slack, which may be 0.
+    # The loss of a support vector machine is a slack, which may be 0.
     assert all(line["validation/loss"] > 0 or name == "one_class_svm" for line in validated)
     assert any((tmp_path / "panels").iterdir())
 
@@ -118,13 +120,13 @@ def test_a_resumed_run_keeps_its_centre(root, tmp_path):
     runs.assert_same_state(long, short)
 
 
-def test_all_are_trained_each_in_its_workdir(root, tmp_path, capsys):
+def test_all_trains_every_method_in_its_workdir(root, tmp_path, capsys):
     assert main.main(["train", *words(root, "all"), f"--workdir={tmp_path}"]) == 0
     printed = capsys.readouterr().out
     for name in baselines.CHANGES:
         assert f"{tmp_path / name}: finished at step" in printed
-        found = trained_model.load(tmp_path / name)
-        assert found.step == methods.steps(found.config)
+        model = trained_model.load(tmp_path / name)
+        assert model.step == methods.steps(model.config)
 
 
 def test_an_unknown_method_is_one_line(root, tmp_path, capsys):
@@ -135,23 +137,23 @@ def test_an_unknown_method_is_one_line(root, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["pca", "deep_svdd"])
-def test_members_of_a_population_are_what_they_would_be_alone(name, root, tmp_path):
+def test_members_of_a_population_equal_single_runs(name, root, tmp_path):
     from pae_jax import population, train
 
-    chosen = [
+    configs = [
         config_file.load(f"{FILE}:{name}", words(root, name, train__seed=i)[1:]) for i in (0, 1)
     ]
     folders = [tmp_path / str(i) for i in (0, 1)]
-    results = population.train_population(list(zip(chosen, folders, strict=True)))
-    assert [(one.outcome, one.step) for one in results] == [
-        ("finished", methods.steps(chosen[0]))
+    results = population.train_population(list(zip(configs, folders, strict=True)))
+    assert [(result.outcome, result.step) for result in results] == [
+        ("finished", methods.steps(configs[0]))
     ] * 2
-    train.train_and_evaluate(chosen[1], tmp_path / "alone")
+    train.train_and_evaluate(configs[1], tmp_path / "alone")
     (_, together), (_, alone) = (runs.read_state(tmp_path / name) for name in ("1", "alone"))
     for leaf, other in zip(together, alone, strict=True):
         np.testing.assert_allclose(leaf, other, rtol=1e-3, atol=1e-5)
-    # A member whose checkpoint is gone is fitted again, though the other's is there.
+    # A member whose checkpoint is gone is fitted again, although the other has one.
     if name == "pca":
         (folders[1] / "checkpoints/0").rename(tmp_path / "taken away")
-        population.train_population(list(zip(chosen, folders, strict=True)))
+        population.train_population(list(zip(configs, folders, strict=True)))
         assert trained_model.load(folders[1]).step == 0

@@ -1,4 +1,4 @@
-"""The benchmarks' smallest runs, and the equality of what benchmarks/step.py compares."""
+"""The smallest runs of the benchmarks and experiments; equality of the networks of step.py."""
 
 import dataclasses
 import importlib.util
@@ -16,9 +16,10 @@ import pytest
 import runs
 from pae_jax import evaluate, unet
 from pae_jax.config import ModelConfig
-from pae_jax.workdir import trained_model
+from pae_jax.workdir import record, trained_model
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+ROOT = Path(__file__).parents[1]
+BENCHMARKS, EXPERIMENTS = ROOT / "benchmarks", ROOT / "experiments"
 WITH_TORCH = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="PyTorch is not installed: the extra bench"
 )
@@ -32,7 +33,7 @@ def run(name: str, *words: str) -> subprocess.CompletedProcess:
 
 
 def numbers(process: subprocess.CompletedProcess, pattern: str) -> list[float]:
-    """What the pattern's one group found on stdout."""
+    """Returns what the pattern's only group matches on stdout."""
     assert process.returncode == 0, process.stderr
     return [float(text) for text in re.findall(pattern, process.stdout, re.MULTILINE)]
 
@@ -50,12 +51,12 @@ def test_help_names_every_option_of_the_usage_line(name):
 
 def test_step_times_jax_alone():
     process = run("step", "--only", "jax", "--sizes", "8", "16", "--norm", "none", *TINY)
-    found = numbers(process, r"^jax +float32 +([\d.]+)")
-    assert len(found) == 2
-    assert min(found) > 0
+    milliseconds = numbers(process, r"^jax +float32 +([\d.]+)")
+    assert len(milliseconds) == 2
+    assert min(milliseconds) > 0
 
 
-def test_step_refuses_sizes_that_the_twin_cannot_pool():
+def test_step_refuses_sizes_that_the_poolings_do_not_divide():
     process = run("step", "--only", "jax", "--sizes", "10", "--widths", "4", "4")
     assert process.returncode == 2
     assert "--sizes 10" in process.stderr
@@ -85,7 +86,25 @@ def test_predict_measures_with_and_without_files(compilation_cache):
     assert re.search(r"^\| 1 \|", files, re.MULTILINE)
 
 
-# A run of the experiment small enough: 16 × 16 pixels, four steps.
+def test_layouts_time_resident_data():
+    small = ("--size", "8", "--batch", "2", "--images", "4", "--only", "resident")
+    process = run("layouts", *small, *TINY)
+    assert numbers(process, r"^resident +([\d.]+)")[0] > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
+def test_metrics_agree_with_the_transcription():
+    process = run("metrics", "--images", "4", "--sizes", "32", "--kinds", "smooth")
+    seconds_memory_ratio = r"(?:[\d.]+ +){3}"
+    ours, exact = (
+        numbers(process, rf"^32 +smooth +{name} +{seconds_memory_ratio}([\d.]+)")
+        for name in ("ours", "float64")
+    )
+    assert len(ours) == 1
+    assert ours == pytest.approx(exact, abs=1e-6)
+
+
+# A small run of the experiment: 16 × 16 pixels, four steps.
 OVERFITTING = (
     f"--config={runs.CONFIGS / 'smoke.py'}",
     *(
@@ -93,7 +112,7 @@ OVERFITTING = (
         for key, value in runs.SETTINGS.items()
         if key.startswith(("model.", "sharding.", "data.size", "data.texture_size"))
     ),
-    "--config.data.augmentation=none",  # little to compile
+    "--config.data.augmentation=none",  # because it compiles fast
     "--config.corruption.mask=boxes",
     "--config.train.validation_examples=8",
     "--config.train.tensorboard=False",
@@ -104,11 +123,11 @@ OVERFITTING = (
 
 @pytest.fixture
 def overfitting(monkeypatch, tmp_path):
-    """The experiment in this process, on tmp_path: words → exit code."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
+    """A function that runs the experiment in this process: words → exit code."""
+    monkeypatch.syspath_prepend(EXPERIMENTS)
     module = importlib.import_module("overfitting")
-    monkeypatch.setattr(module.compilation, "start", lambda: None)
-    monkeypatch.setattr(module.checkpoint, "leave_out_echoes", lambda: None)
+    monkeypatch.setattr(module.process, "start", lambda: None)
+    monkeypatch.setattr(module.checkpoint, "silence_background_errors", lambda: None)
 
     def call(*words: str) -> int:
         command = ["overfitting.py", *OVERFITTING, f"--workdir={tmp_path}", *words]
@@ -121,28 +140,28 @@ def overfitting(monkeypatch, tmp_path):
 def test_overfitting_end_to_end(overfitting, tmp_path, capsys, compilation_cache):
     assert overfitting("--points", "2", "4") == 0
     printed = capsys.readouterr().out
-    record = json.loads((tmp_path / "overfitting.json").read_text())
-    assert [(row["method"], row["step"]) for row in record["rows"]] == [
+    results = json.loads((tmp_path / "overfitting.json").read_text())
+    assert [(row["method"], row["step"]) for row in results["rows"]] == [
         (method, step) for method in ("projection", "segmentation") for step in (2, 4)
     ]
-    for row in record["rows"]:
+    for row in results["rows"]:
         for name in ("training", "held_out", "unseen", "real"):
             assert 0 < row[f"pixel_ap_{name}"] <= 1
         assert all(0 <= row[f"image_auroc_{kind}_real"] <= 1 for kind in ("sum", "max", "topk"))
-        assert (row["bias_held_out"] is not None) == (row["method"] == "projection")
-    assert record["counts"]["training_images"] == 5
+        assert (row["on_manifold_bias_held_out"] is not None) == (row["method"] == "projection")
+    assert results["counts"]["training_images"] == 5
 
-    # The last point is the run's end: what validation and `pae evaluate` say of it.
-    for method, row in zip(("projection", "segmentation"), record["rows"][1::2], strict=True):
+    # The last point is the end of the run, so it must agree with validation and `pae evaluate`.
+    for method, row in zip(("projection", "segmentation"), results["rows"][1::2], strict=True):
         workdir = tmp_path / method
         *_, last = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
         for name in ("loss", "pixel_ap"):
             assert row[f"{name}_held_out"] == pytest.approx(last[f"validation/{name}"], rel=1e-4)
         without = ("--config.eval.bootstrap_resamples=0", "--config.eval.diagnostics=False")
-        found = evaluate.evaluate(workdir, overrides=without).metrics
+        measured = evaluate.evaluate(workdir, overrides=without).metrics
         for name in ("image_auroc_sum", "image_auroc_max", "image_auroc_topk", "pixel_ap"):
-            assert row[f"{name}_real"] == pytest.approx(found[name], abs=1e-3)
-        # What was trained on is what is opened again.
+            assert row[f"{name}_real"] == pytest.approx(measured[name], abs=1e-3)
+        # The split is opened again with the same number of images.
         assert len(trained_model.open_split(workdir, record.read_config(workdir)).images) == 5
     first, second = (record.read_config(tmp_path / m) for m in ("projection", "segmentation"))
     assert dataclasses.replace(first, method="segmentation") == second
@@ -151,20 +170,20 @@ def test_overfitting_end_to_end(overfitting, tmp_path, capsys, compilation_cache
     text = (tmp_path / "overfitting.md").read_text()
     for written in (text, (tmp_path / "overfitting.json").read_text()):
         assert str(tmp_path) not in written
-        assert str(BENCHMARKS.parent) not in written
+        assert str(ROOT) not in written
     assert text in printed
     assert text.count("\n| 2 |") == text.count("\n| 4 |") == 2
     assert (tmp_path / "overfitting.png").read_bytes().startswith(b"\x89PNG")
 
-    # Again, with other points of the same runs: nothing is trained anew.
+    # With other points of the same runs nothing is trained again.
     trained = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/checkpoints/*/*")}
     assert overfitting("--points", "2") == 0
     rows = json.loads((tmp_path / "overfitting.json").read_text())["rows"]
-    assert rows == record["rows"][::2]
-    found = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/checkpoints/*/*")}
+    assert rows == results["rows"][::2]
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/checkpoints/*/*")}
     assert len(trained) >= 4
-    assert found == trained
-    # Other settings have no business there.
+    assert times == trained
+    # Other settings are refused in this folder.
     assert overfitting("--points", "2", "4", "--images=6") == 2
     assert "data.max_images is 5 there and 6 now" in capsys.readouterr().err
 
@@ -174,7 +193,7 @@ def test_overfitting_end_to_end(overfitting, tmp_path, capsys, compilation_cache
     [
         (("--points", "2", "3"), "--points: multiples of the first one, not 2 3"),
         (("--points", "2", "8"), "--points: ascending, from 1 to --steps=4, not 2 8"),
-        ((), "--points: name them"),
+        ((), "--points: required, because 32 does not divide --steps=4"),
         (
             ("--points", "2", "--config.train.keep_checkpoints=1"),
             "train.keep_checkpoints: set by the experiment",
@@ -191,8 +210,8 @@ def test_overfitting_refuses_before_any_work(overfitting, tmp_path, capsys, word
     assert not [*tmp_path.iterdir()]
 
 
-def test_overfitting_tells_no_folder(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
+def test_overfitting_shortens_absolute_paths(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
     shorten = importlib.import_module("overfitting").without_folders
     assert shorten("--config.data.root=/home/me/tile") == "--config.data.root=tile"
     assert shorten("/home/me/tile/") == "tile/"
@@ -212,7 +231,7 @@ def test_overfitting_tells_no_folder(monkeypatch):
     ],
     ids=str,
 )
-def test_the_twin_takes_the_same_step(monkeypatch, changes):
+def test_the_pytorch_network_takes_the_same_step(monkeypatch, changes):
     monkeypatch.syspath_prepend(BENCHMARKS)
     step = importlib.import_module("step")
     settings = {
@@ -225,51 +244,51 @@ def test_the_twin_takes_the_same_step(monkeypatch, changes):
     config = ModelConfig(**settings)
     batch = step.make_batch(16, 2)
     params = unet.UNet(config).init(jax.random.key(0), jnp.asarray(batch[0][:1]))
-    found = step.differences(config, params, batch)
-    assert found.keys() == step.TOLERANCES.keys()
+    errors = step.differences(config, params, batch)
+    assert errors.keys() == step.TOLERANCES.keys()
     for name, limit in step.TOLERANCES.items():
-        assert found[name] <= limit, (name, found)
+        assert errors[name] <= limit, (name, errors)
 
 
 @WITH_TORCH
-def test_a_changed_twin_is_noticed(monkeypatch):
-    """The comparison can fail: one kernel of the twin is scaled by a thousandth more."""
+def test_a_changed_pytorch_network_is_noticed(monkeypatch):
+    """The comparison fails if one kernel is larger by a thousandth."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    step, twin = importlib.import_module("step"), importlib.import_module("step_torch")
+    step, step_torch = importlib.import_module("step"), importlib.import_module("step_torch")
     config = ModelConfig(widths=(4,), branch_width=4, dilation_rates=(1,), dilated_kernel_size=3)
     batch = step.make_batch(8, 2)
     params = unet.UNet(config).init(jax.random.key(0), jnp.asarray(batch[0][:1]))
-    load = twin.load
+    load = step_torch.load
 
     def spoil(module, variables):
         load(module, variables)
         module.Conv_0.weight.data *= 1.001
 
-    monkeypatch.setattr(twin, "load", spoil)
-    found = step.differences(config, params, batch)
-    assert found["output"] > step.TOLERANCES["output"]
+    monkeypatch.setattr(step_torch, "load", spoil)
+    errors = step.differences(config, params, batch)
+    assert errors["output"] > step.TOLERANCES["output"]
 
 
 @WITH_TORCH
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_the_layouts_hold_the_same_numbers(monkeypatch, layout):
+def test_the_memory_layouts_give_the_same_loss(monkeypatch, layout):
     monkeypatch.syspath_prepend(BENCHMARKS)
-    step, twin = importlib.import_module("step"), importlib.import_module("step_torch")
+    step, step_torch = importlib.import_module("step"), importlib.import_module("step_torch")
     config = ModelConfig(
         widths=(4, 8), branch_width=4, dilation_rates=(1, 2), dilated_kernel_size=3
     )
     batch = step.make_batch(16, 2)
     params = unet.UNet(config).init(jax.random.key(0), jnp.asarray(batch[0][:1]))
-    _, take = twin.make_step(config, params, batch, layout=layout)
+    _, take = step_torch.make_step(config, params, batch, layout=layout)
     np.testing.assert_allclose(take(), step.loss(params, batch, config), rtol=1e-5)
 
 
 @pytest.fixture
 def recipe(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.syspath_prepend(EXPERIMENTS)
     module = importlib.import_module("recipe")
-    monkeypatch.setattr(module.compilation, "start", lambda: None)
-    monkeypatch.setattr(module.checkpoint, "leave_out_echoes", lambda: None)
+    monkeypatch.setattr(module.process, "start", lambda: None)
+    monkeypatch.setattr(module.checkpoint, "silence_background_errors", lambda: None)
     few = {kind: module.KINDS[kind] for kind in ("ellipses", "cutpaste")}
     monkeypatch.setattr(module, "KINDS", few)
     module._draw.cache_clear()
@@ -310,13 +329,14 @@ def sweep(add, arg=None):
     assert trained == {p: p.stat().st_mtime_ns for p in tmp_path.glob("W/*/checkpoints/*/*")}
 
 
-def test_recipe_judges_the_identity_as_chance(recipe, tmp_path, monkeypatch):
+def test_recipe_finds_the_identity_at_chance(recipe, tmp_path, monkeypatch):
     config = runs.load_config(runs.make_folder(tmp_path))
     held_out = recipe.open_held_out(config, unseen="")
     assert len(held_out.corrupted["cutpaste"].images) == recipe.COPIES * len(held_out.clean)
     monkeypatch.setattr(recipe.unet, "bind", lambda model, params: lambda x: x)
-    (row,) = recipe.judge(config, None, held_out, [dataclasses.replace(config.eval, map="mse")])
-    assert row["bias"] == 0
+    settings = [dataclasses.replace(config.eval, anomaly_map="mse")]
+    (row,) = recipe.evaluate(config, None, held_out, settings)
+    assert row["on_manifold_bias"] == 0
     assert row["auroc"] == row["image sum"] == row["image max"] == 0.5
-    for kind, (_, wrong) in held_out.corrupted.items():
-        assert row[kind] == pytest.approx(wrong.mean())
+    for kind, (_, defects) in held_out.corrupted.items():
+        assert row[kind] == pytest.approx(defects.mean())

@@ -1,3 +1,5 @@
+"""The bootstrap against the exact metrics of its draws."""
+
 import time
 
 import numpy as np
@@ -10,7 +12,7 @@ from pae_jax.metrics import bootstrap
 
 
 def smooth_images(count, size, seed=0):
-    """Smooth random maps, heavy-tailed; every other image has one to three weak defects."""
+    """Yields smooth, heavy-tailed random maps; every other image has one to three weak defects."""
     rng = np.random.default_rng(seed)
     for i in range(count):
         scores = 20 * scipy.ndimage.gaussian_filter(rng.standard_normal((size, size)), 4)
@@ -27,7 +29,7 @@ def exact(pairs):
 
 
 def draws(pairs, resamples, seed):
-    """The exact metrics of the very draws that the bootstrap makes, one list of images each."""
+    """Returns the exact metrics of each draw that the bootstrap makes."""
     pairs = list(pairs)
     anomalous = np.array([mask.any() for _, mask in pairs])
     times = bootstrap._multiplicity(anomalous, resamples, np.random.default_rng(seed))
@@ -73,7 +75,7 @@ def test_image_intervals_are_exact():
 
 
 def test_interval_of_the_auroc_agrees_with_theory():
-    """Hanley and McNeil's standard error of the AUROC, which the bootstrap should meet."""
+    """The interval has the width of Hanley and McNeil's standard error of the AUROC."""
     rng = np.random.default_rng(0)
     labels = np.arange(400) < 200
     scores = rng.standard_normal(400) + labels
@@ -111,7 +113,7 @@ def test_draws_without_normal_pixels_are_left_out():
     scores = np.arange(16.0).reshape(4, 4)
     pairs = [(scores, scores > 7), (scores, scores >= 0)]
     result = bootstrap.bootstrap_pixels(pairs, resamples=100)
-    # Draws are the first alone (1.0), both, or the second alone, which has no normal pixel.
+    # A draw has the first image alone (1.0), both, or the second alone, without a normal pixel.
     assert result.auroc == (pytest.approx(5 / 6), pytest.approx(5 / 6), 1.0)
     assert result.aupro.high == 1.0
 
@@ -126,7 +128,7 @@ def test_errors():
 
 
 def test_seconds_not_minutes():
-    """About 2.5 s on a core of its own; a loop over the draws takes minutes."""
+    """It takes about 2.5 s on one idle core; a loop over the draws takes minutes."""
     pairs = list(smooth_images(62, 128)) * 12  # 744 maps
     start = time.perf_counter()
     result = bootstrap.bootstrap_pixels(pairs)

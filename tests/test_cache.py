@@ -14,7 +14,7 @@ EXPECTED = np.arange(240).reshape(SHAPE).astype(np.uint8)
 
 
 class Builder:
-    """Builds EXPECTED and counts how often."""
+    """A builder of EXPECTED that counts its calls."""
 
     def __init__(self):
         self.calls = 0
@@ -119,7 +119,7 @@ def test_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
 
 def _build_in_child(directory, barrier, results):
     def build():
-        barrier.wait(60)  # both have missed before either writes
+        barrier.wait(60)  # Both have found no file before either writes.
         return SHAPE, lambda i: EXPECTED[i]
 
     results.put(int(cached(directory, "key", [SHAPE], build).sum()))

@@ -1,3 +1,5 @@
+"""Checkpoints: restoring, torn ones, cleaning up; and the small files of a workdir."""
+
 import json
 import shutil
 
@@ -80,7 +82,7 @@ def test_torn_checkpoints(tmp_path, tear, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{tmp_path / 'checkpoints/20'}: unreadable, skipped (")
 
-    save(tmp_path, 15, keep=1)  # the torn one does not outlive what is good
+    save(tmp_path, 15, keep=1)  # a torn checkpoint does not displace a good one
     assert restore(tmp_path)[0] == 15
     save(tmp_path, 20)
     assert restore(tmp_path)[0] == 20
@@ -118,7 +120,7 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint.os, "replace", fail)
+    monkeypatch.setattr(files.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         files.write_json(path, {})
     assert path.read_text() == text

@@ -7,8 +7,9 @@ import pytest
 import runs
 from data_pipelines.errors import BadInput
 from pae_jax import config, config_file
+from pae_jax.config_schema import RENAMED, RENAMED_VALUES, SCHEMA, upgrade
 
-FILES = sorted(p for p in runs.CONFIGS.glob("*.py") if "def get_config" in p.read_text())
+FILES = sorted(p for p in runs.CONFIGS.glob("**/*.py") if "def get_config" in p.read_text())
 DEFAULT = str(runs.CONFIGS / "default.py")
 # Files that take an argument, or need a key that has no default.
 ARGUMENTS = {
@@ -16,6 +17,7 @@ ARGUMENTS = {
     "mvtec": ("screw", "carpet"),
     "recipe": ("rate",),
     "results": ("mvtec_screw", "ball_screw"),
+    "tpu_v5e": ("", "screw", "carpet"),
     "visa": ("candle",),
     "smoke": ("", "weave"),
 }
@@ -35,10 +37,22 @@ def load(*words):
     return config_file.load(DEFAULT, words)
 
 
+def sections(*pairs):
+    """Nested dictionaries with the values of (dotted key, value) pairs."""
+    nested = {}
+    for key, value in pairs:
+        section, name = key.split(".")
+        nested.setdefault(section, {})[name] = value
+    return nested
+
+
 def test_the_default_file_is_the_dataclasses_key_by_key():
     from pae_jax.configs import default
 
-    assert dict(flat(default.get_config().to_dict())) == dict(flat(config.Config().to_dict()))
+    keys = dict(flat(default.get_config().to_dict()))
+    assert keys.pop("data.size") == config.DataConfig().height
+    assert keys.keys() == dict(flat(config.Config().to_dict())).keys()
+    assert load() == config.Config()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
@@ -101,23 +115,32 @@ def test_overrides():
         ("--config.train.steps=", r"train\.steps: expected int, got ''"),
         ("--config.train.steps=True", r"train\.steps: expected int, got True"),
         ("--config.train.steps=__import__('os')", r"train\.steps: expected int"),
-        ("--config.optimizer.clip_norm=True", r"optimizer\.clip: expected float, got True"),
-        ("--config.optimizer.clip_norm=1e999", r"optimizer\.clip: a finite number"),
+        ("--config.optimizer.clip_norm=True", r"optimizer\.clip_norm: expected float, got True"),
+        ("--config.optimizer.clip_norm=1e999", r"optimizer\.clip_norm: a finite number"),
         ("--config.model.remat=1", r"model\.remat: expected bool, got 1"),
         ("--config.model.widths=8", r"model\.widths: a tuple of int, not 8"),
         ("--config.model.widths=(8,1.5)", r"model\.widths: expected int, got 1\.5"),
         ("--config.model.widths=()", r"model\.widths: at least one"),
-        ("--config.model.dilation_rates=(0,)", r"model\.rates: at least one positive"),
-        ("--config.model.dilated_kernel_size=4", r"model\.kernel: an odd size, not 4"),
+        ("--config.model.dilation_rates=(0,)", r"model\.dilation_rates: at least one positive"),
+        ("--config.model.dilated_kernel_size=4", r"model\.dilated_kernel_size: an odd size, not 4"),
         ("--config.data.size=0", r"data\.size: at least 1, not 0"),
-        ("--config.data.max_images=-1", r"data\.images: at least 0, not -1"),
-        ("--config.data.holdout_fraction=0", r"data\.holdout: above 0\.0, not 0\.0"),
-        ("--config.data.holdout_fraction=0.6", r"data\.holdout: at most 0\.5, not 0\.6"),
+        ("--config.data.size=many", r"data\.size: expected int, got 'many'"),
+        ("--config.data.width=0", r"data\.width: at least 1, not 0"),
+        ("--config.train.steps=None", r"train\.steps: not set$"),
+        ("--config.data.max_images=-1", r"data\.max_images: at least 0, not -1"),
+        ("--config.data.holdout_fraction=0", r"data\.holdout_fraction: above 0\.0, not 0\.0"),
+        ("--config.data.holdout_fraction=0.6", r"data\.holdout_fraction: at most 0\.5, not 0\.6"),
         ("--config.train.seed=-1", r"train\.seed: at least 0, not -1"),
-        ("--config.eval.anomaly_map=ssmi", r"eval\.map: one of mse, ssim, gms, msgms, not 'ssmi'"),
+        (
+            "--config.eval.anomaly_map=ssmi",
+            r"eval\.anomaly_map: one of mse, ssim, gms, msgms, not 'ssmi'",
+        ),
         ("--config.data.source=folder", r"data\.root: "),
         ("--config.corruption.min_blobs=5", r"corruption\.min_blobs: 5 exceeds max_blobs 4"),
         ("--config.corruption.min_axis=0.5", r"corruption\.min_axis: 0\.5 exceeds"),
+        ("--config.corruption.max_axis=0.005", r"corruption\.min_axis: 0\.01 exceeds max_axis"),
+        ("--config.eval.iterations=3", r"eval\.iterations: 3 needs eval\.apply=iterate"),
+        ("--config.eval.iterations=0", r"eval\.iterations: 0 is .*; use eval\.apply=fixed_point"),
     ],
 )
 def test_a_bad_word_is_one_line_that_begins_with_the_key(word, line):
@@ -125,6 +148,120 @@ def test_a_bad_word_is_one_line_that_begins_with_the_key(word, line):
         load(word)
     assert re.match(line, str(error.value))
     assert "\n" not in str(error.value)
+
+
+OLD_WORDS = [
+    *((key, 1, f"{key}: renamed; use {new}") for key, new in RENAMED.items()),
+    *(
+        (key, value, f"{key}: {value!r} is an old value; use {new!r}")
+        for (key, value), new in RENAMED_VALUES.items()
+    ),
+    ("eval.iterations", 0, "eval.iterations: 0 is an old value; use eval.apply=fixed_point"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "line"), OLD_WORDS, ids=str)
+def test_an_old_key_or_value_is_one_line_that_names_the_new_one(key, value, line, tmp_path):
+    with pytest.raises(BadInput) as error:
+        load(f"--config.{key}={value}")
+    assert str(error.value) == line
+
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from pae_jax.configs import default\n"
+        "def get_config(arg=None):\n"
+        "    config = default.get_config()\n"
+        f"    config.{key} = {value!r}\n"
+        "    return config\n"
+    )
+    with pytest.raises(BadInput) as error:
+        config_file.load(str(path))
+    assert str(error.value) == line
+
+
+def test_an_old_config_is_upgraded_key_by_key():
+    old = sections(*((key, f"value of {key}") for key in RENAMED))
+    assert upgrade(old) == sections(*((RENAMED[key], f"value of {key}") for key in RENAMED))
+    assert upgrade({"schema": SCHEMA, "train": {"keep": 3}}) == {"train": {"keep": 3}}
+    for (key, value), new in RENAMED_VALUES.items():
+        assert upgrade(sections((key, value))) == sections((key, new))
+        assert upgrade(sections((key, "another"))) == sections((key, "another"))
+    for size, width, shape in ((64, 0, (64, 64)), (64, 96, (64, 96))):
+        data = upgrade({"data": {"size": size, "width": width}})["data"]
+        assert (data["height"], data["width"]) == shape
+    for old, new in ((0, ("fixed_point", 1)), (1, ("once", 1)), (3, ("iterate", 3))):
+        section = upgrade({"eval": {"iterations": old}})["eval"]
+        assert (section["apply"], section["iterations"]) == new
+        config.from_config_dict({"eval": section})
+
+
+@pytest.mark.parametrize(
+    ("words", "shape"),
+    [
+        ((), (192, 448)),
+        (("size=128",), (128, 128)),
+        (("width=128",), (192, 128)),
+        (("size=128", "width=64"), (128, 64)),
+        (("width=64", "size=128"), (128, 64)),
+    ],
+)
+def test_size_sets_both_sides_and_width_alone_one(words, shape):
+    words = ["--config.data.root=here", *(f"--config.data.{word}" for word in words)]
+    assert config_file.load("experiments/results:ball_screw", words).data.shape == shape
+
+
+def test_a_file_is_located_by_its_path_or_the_name_of_a_shipped_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    directory = runs.CONFIGS
+    for word, expected in {
+        "folder": (directory / "folder.py", None),
+        "mvtec:screw": (directory / "mvtec.py", "screw"),
+        "mvtec:": (directory / "mvtec.py", None),
+        "experiments/results:mvtec_screw": (directory / "experiments/results.py", "mvtec_screw"),
+        f"{DEFAULT}:a:b": (directory / "default.py", "a:b"),
+    }.items():
+        assert config_file.locate(word) == expected
+    path = tmp_path / "at 12:30/mine.py"
+    path.parent.mkdir()
+    path.write_text("")
+    assert config_file.locate(str(path)) == (path, None)
+    assert config_file.locate(f"{path}:arg") == (path, "arg")
+    for word in ("foldr", "foldr:arg", "experiments", ""):
+        with pytest.raises(BadInput, match=f"^{word.removesuffix(':arg')}: no such config file"):
+            config_file.locate(word)
+
+
+def test_every_shipped_config_has_a_name_and_a_sentence():
+    summaries = config_file.shipped()
+    assert {config_file.locate(name)[0] for name in summaries} == set(FILES)
+    assert all(re.match(r"[A-Z].{10,85}\.$", summary) for summary in summaries.values())
+
+
+DERIVING = """
+from pae_jax.configs import default
+
+def get_config(arg=None):
+    config = default.get_config()
+    config.train.validate_every = None
+    return config
+
+def derive(config, arg=None):
+    if config.train.validate_every is None and arg != "lazy":
+        config.train.validate_every = config.train.steps // 5 + config.data.width
+"""
+
+
+def test_derive_runs_after_the_overrides_with_checked_values(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(DERIVING)
+    words = ["--config.train.steps=50", "--config.data.size=32"]
+    assert config_file.load(str(path), words).train.validate_every == 42
+    words.append("--config.train.validate_every=7")
+    assert config_file.load(str(path), words).train.validate_every == 7
+    with pytest.raises(BadInput, match=r"^train\.validate_every: not set$"):
+        config_file.load(f"{path}:lazy")
+    with pytest.raises(BadInput, match=r"^train\.steps: expected int, got 'many'$"):
+        config_file.load(str(path), ["--config.train.steps=many"])
 
 
 @pytest.mark.parametrize(
@@ -162,13 +299,14 @@ def test_sections_are_checked_too(values):
 
 def test_the_hash_names_every_value():
     assert config.Config().hash == load().hash
-    names = {load().hash}
+    iterate = "--config.eval.apply=iterate"  # so that eval.iterations may be 2
+    names = {load(iterate).hash}
     for field in dataclasses.fields(config.EvalConfig):
         value = getattr(config.Config().eval, field.name)
         if isinstance(value, bool):
-            names.add(load(f"--config.eval.{field.name}={not value}").hash)
+            names.add(load(iterate, f"--config.eval.{field.name}={not value}").hash)
         elif isinstance(value, int):
-            names.add(load(f"--config.eval.{field.name}={value + 1}").hash)
+            names.add(load(iterate, f"--config.eval.{field.name}={value + 1}").hash)
     assert len(names) == 1 + sum(
         isinstance(getattr(config.Config().eval, f.name), int)
         for f in dataclasses.fields(config.EvalConfig)

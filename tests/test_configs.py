@@ -3,7 +3,6 @@
 import dataclasses
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -11,39 +10,39 @@ from data_pipelines.errors import BadInput
 from pae_jax import config as configuration
 from pae_jax import config_file, population
 from pae_jax.augmentation import check_policy
-from pae_jax.configs import baselines, mvtec, recipe, results, visa
+from pae_jax.configs import baselines, mvtec, tpu_v5e, visa
+from pae_jax.configs.experiments import recipe, results
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 CATEGORIES = {"mvtec": mvtec.TEXTURES | mvtec.OBJECTS, "visa": visa.OBJECTS}
 BASELINES = [name + recipe for name in baselines.CHANGES for recipe in ("", ",elpv")]
 
 
 def load(name: str, *overrides: str) -> configuration.Config:
-    file, _, argument = name.partition(":")
-    return config_file.load(f"{CONFIGS / file}.py:{argument}", overrides)
+    return config_file.load(name, overrides)
 
 
 def names() -> list[str]:
-    """Every file with a get_config, with every argument if it needs one."""
-    arguments = {**CATEGORIES, "baselines": BASELINES}
-    arguments |= {"recipe": recipe.QUESTIONS, "results": results.CATEGORIES}
-    found = []
-    for path in sorted(CONFIGS.glob("*.py")):
-        if "def get_config(" in path.read_text():
-            found += [f"{path.stem}:{c}" for c in arguments.get(path.stem, [""])]
-    return found
+    """Every shipped config, with every argument if it needs one."""
+    arguments = {
+        **CATEGORIES,
+        "baselines": BASELINES,
+        "tpu_v5e": ["", *CATEGORIES["mvtec"]],
+        "experiments/recipe": recipe.QUESTIONS,
+        "experiments/results": results.CATEGORIES,
+    }
+    return [f"{name}:{arg}" for name in config_file.shipped() for arg in arguments.get(name, [""])]
 
 
 @pytest.mark.parametrize("name", names())
 def test_a_configuration_is_valid(name):
-    on_folder = name.startswith(("folder", "baselines", "recipe", "results"))
+    on_folder = name.startswith(("folder", "baselines", "experiments"))
     overrides = ["--config.data.root=here"] if on_folder else []
     config = load(name, *overrides)
     check_policy(config.data.augmentation, config.data.shape)
     stride = config.model.patch_size * 2 ** len(config.model.widths)
-    assert config.data.size % stride == 0
-    # Of the outermost taps of the widest dilation, one at least falls on the map's other half.
-    side = config.data.size // stride
+    assert all(side % stride == 0 for side in config.data.shape)
+    # At least one outermost tap of the widest dilation falls on the other half of the map.
+    side = config.data.height // stride
     assert max(config.model.dilation_rates) * (config.model.dilated_kernel_size // 2) <= side // 2
 
 
@@ -71,16 +70,14 @@ def test_textures_and_objects_have_the_papers_sizes():
 
 
 def test_an_unknown_ablation():
-    with pytest.raises(
-        BadInput, match=r"ablation\.py:nonsense: one of elpv, brief, tile, smoke, not"
-    ):
+    with pytest.raises(BadInput, match=r"^ablation:nonsense: one of elpv, brief, tile, smoke, not"):
         load("ablation:nonsense")
 
 
 @pytest.mark.parametrize("question", recipe.QUESTIONS)
 def test_the_variants_of_a_question_are_distinct_and_valid(question):
     overrides = ["--config.data.root=here"]
-    members = config_file.load_sweep(f"{CONFIGS}/recipe.py:{question}", overrides)
+    members = config_file.load_sweep(f"experiments/recipe:{question}", overrides)
     assert len({config.hash for _, _, config in members}) == len(members) > 1
 
 
@@ -103,29 +100,29 @@ def test_a_benchmark_can_be_read_from_its_extracted_folder():
 
 
 def test_all_categories_are_runs_of_their_own():
-    members = config_file.load_members(f"{CONFIGS}/mvtec.py:all", ["--config.train.seed=3"])
+    members = config_file.load_members("mvtec:all", ["--config.train.seed=3"])
     assert set(members) == CATEGORIES["mvtec"].keys()
     for name, config in members.items():
         assert config == load(f"mvtec:{name}", "--config.train.seed=3")
-    # Programs are shared by what is photographed alike and augmented alike.
-    one_device = configuration.from_config_dict({"sharding": {"members": 15}})
+    # Categories with equal image sizes and augmentations share a program.
+    population_of_15 = configuration.PopulationConfig(members_per_program=15)
     together = [
-        dataclasses.replace(config, sharding=one_device.sharding) for config in members.values()
+        dataclasses.replace(config, population=population_of_15) for config in members.values()
     ]
     names = list(members)
     shared = [{names[i] for i in chunk} for chunk in population.group_runs(together)]
     assert {"carpet", "leather", "tile"} in shared
     assert {"bottle", "metal_nut", "screw"} in shared
-    assert list(config_file.load_members(f"{CONFIGS}/mvtec.py:screw")) == [""]
+    assert list(config_file.load_members("mvtec:screw")) == [""]
     with pytest.raises(BadInput, match="takes no argument, not 'all'"):
-        config_file.load_members(f"{CONFIGS}/default.py:all")
+        config_file.load_members("default:all")
 
 
 def test_baselines_change_the_recipe_and_keep_its_budget():
     for base_recipe, side in (("folder", 256), ("elpv", 64)):
         words = ["--config.data.root=here"]
         base = load(f"{base_recipe}:", *words)
-        members = config_file.load_members(f"{CONFIGS}/baselines.py:all,{base_recipe}", words)
+        members = config_file.load_members(f"baselines:all,{base_recipe}", words)
         assert [name.partition(",")[0] for name in members] == list(baselines.CHANGES)
         for config in members.values():
             assert (config.data, config.train, config.optimizer) == (
@@ -133,8 +130,8 @@ def test_baselines_change_the_recipe_and_keep_its_budget():
                 base.train,
                 base.optimizer,
             )
-        assert base.data.size == side
-        # Autoencoder: what passes its bottleneck, and that there is no way around it.
+        assert base.data.shape == (side, side)
+        # The autoencoder's bottleneck has 128 values, and nothing passes around it.
         model = members[f"ae_ssim,{base_recipe}"].model
         assert (side // model.patch_size // 2 ** len(model.widths)) ** 2 * model.widths[-1] == 128
         assert (model.skip, model.bottleneck_layers) == ("none", 0)
@@ -148,3 +145,45 @@ def test_an_unknown_baseline_is_one_line_with_the_known_ones(name):
     with pytest.raises(BadInput, match=r"no (baseline|recipe) '\w*'; \w+, \w+") as error:
         load(name)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("side", [8, 64, 128, 256, 512])
+@pytest.mark.parametrize("recipe_name", ["folder", "elpv"])
+def test_the_bottleneck_of_the_autoencoder_follows_from_the_size_on_the_command_line(
+    recipe_name, side
+):
+    words = ["--config.data.root=here", f"--config.data.size={side}"]
+    model = load(f"baselines:ae_ssim,{recipe_name}", *words).model
+    assert side // model.patch_size // 2 ** len(model.widths) == 2
+    assert model.widths[-1] == 32
+    model = load(f"baselines:ae_ssim,{recipe_name}", *words, "--config.model.widths=(4,8)").model
+    assert model.widths == (4, 8)
+
+
+def test_values_that_follow_from_another_key_follow_from_the_command_line():
+    assert load("mvtec:carpet").data.texture_size == 512
+    for name in ("mvtec:carpet", "visa:pcb1", "tpu_v5e:carpet"):
+        assert load(name, "--config.data.size=128").data.texture_size == 128
+        sides = ("--config.data.height=64", "--config.data.width=96")
+        assert load(name, *sides).data.texture_size == 96
+        words = ("--config.data.size=128", "--config.data.texture_size=32")
+        assert load(name, *words).data.texture_size == 32
+    name = "experiments/results:elpv"
+    assert load(name).train.validate_every == 1_000
+    assert load(name, "--config.train.steps=500").train.validate_every == 50
+    assert load(name, "--config.train.steps=5").train.validate_every == 1
+    assert load(name, "--config.train.validate_every=7").train.validate_every == 7
+
+
+def test_the_configuration_of_a_tpu_is_the_papers_in_bfloat16():
+    for category in CATEGORIES["mvtec"]:
+        paper, tpu = load(f"mvtec:{category}"), load(f"tpu_v5e:{category}")
+        assert (tpu.model.dtype, tpu.train.batch_size) == ("bfloat16", 16)
+        assert tpu.data.on_device == ("no" if category in mvtec.TEXTURES else "auto")
+        model = dataclasses.replace(tpu.model, dtype=paper.model.dtype)
+        data = dataclasses.replace(tpu.data, on_device=paper.data.on_device)
+        train = dataclasses.replace(tpu.train, batch_size=paper.train.batch_size)
+        assert dataclasses.replace(tpu, model=model, data=data, train=train) == paper
+    assert load("tpu_v5e") == load(f"tpu_v5e:{tpu_v5e.CATEGORY}")
+    with pytest.raises(BadInput, match=r"^tpu_v5e:pcb1: mvtec_ad: no category 'pcb1' after the"):
+        load("tpu_v5e:pcb1")

@@ -1,7 +1,8 @@
-"""What training and evaluation are given; and that training has no way to the test split."""
+"""The splits that training and evaluation get, and that training cannot reach the test split."""
 
 import gc
 import shutil
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 from PIL import Image
 
 from data_pipelines import decode
-from data_pipelines.dataset import DatasetSpec, open_images, open_test, open_training
+from data_pipelines.dataset import open_images, open_test, open_training
 from data_pipelines.errors import BadInput
 from data_pipelines.holdout import held_out
+from data_pipelines.spec import DatasetSpec
 from layouts import category, encode, write
 
 _opened: list[str] | None = None
@@ -24,11 +26,11 @@ def _hook(event, arguments):
         _opened.append(str(arguments[0]))
 
 
-sys.addaudithook(_hook)  # cannot be removed again; does nothing outside of `recorded`
+sys.addaudithook(_hook)  # A hook cannot be removed; this one does nothing outside `recorded`.
 
 
 def recorded(function):
-    """What `function` returns, and all paths that it opened or listed meanwhile."""
+    """Returns the result of `function` and all paths that it opened or listed."""
     global _opened  # noqa: PLW0603
     _opened = []
     try:
@@ -43,8 +45,8 @@ def spec(tmp_path):
     return DatasetSpec("folder", str(root), "", (20, 24), "auto", str(tmp_path / "cache"))
 
 
-def training(spec, *, holdout=0.2, seed=0, images=0):
-    return open_training(spec, holdout=holdout, seed=seed, images=images)
+def training(spec, *, holdout_fraction=0.2, seed=0, max_images=0):
+    return open_training(spec, holdout_fraction=holdout_fraction, seed=seed, max_images=max_images)
 
 
 def message(function, *arguments, **options):
@@ -61,7 +63,7 @@ def pixels(spec, split, name):
 def test_training_split(spec):
     split = training(spec)
     names = [f"good/{i:03d}.png" for i in range(10)]
-    expected = held_out(names, "none", share=0.2, seed=0)
+    expected = held_out(names, "none", fraction=0.2, seed=0)
     assert split.held_out_names == sorted(expected)
     assert split.names == [name for name in names if name not in expected]
     assert split.images.shape == (8, 20, 24, 1)
@@ -84,7 +86,7 @@ def test_seed_moves_the_images_that_are_held_out_and_nothing_else(spec):
 
 def test_a_part_of_the_images_changes_nothing_else(spec):
     whole = training(spec)
-    parts = {n: training(spec, images=n) for n in (1, 3, 8, 9)}
+    parts = {n: training(spec, max_images=n) for n in (1, 3, 8, 9)}
     for n, part in parts.items():
         assert part.images.shape == (min(n, 8), 20, 24, 1)
         assert part.names == [name for name in whole.names if name in part.names]
@@ -98,27 +100,27 @@ def test_a_part_of_the_images_changes_nothing_else(spec):
 
 
 def test_the_seed_draws_the_part(spec):
-    draws = [training(spec, holdout=0.1, seed=seed, images=3) for seed in range(5)]
-    # One is held out: a draw without the seed would reach four names, whatever the seeds.
+    draws = [training(spec, holdout_fraction=0.1, seed=seed, max_images=3) for seed in range(5)]
+    # One image is held out: a draw that ignores the seed would reach at most four names.
     assert len({name for split in draws for name in split.names}) > 4
 
 
 def test_a_part_is_decoded_no_second_time(spec, monkeypatch):
     training(spec)
     monkeypatch.setattr(decode, "decode_image", None)
-    assert len(training(spec, images=3).images) == 3
+    assert len(training(spec, max_images=3).images) == 3
 
 
 def test_the_draw_of_a_part_is_pinned(spec):
-    # The same on every machine and for good: a resumed run must find its images again.
-    assert training(spec, images=3).names == [f"good/{i:03d}.png" for i in (1, 6, 9)]
+    # The same on every machine and with every version: a resumed run must find its images again.
+    assert training(spec, max_images=3).names == [f"good/{i:03d}.png" for i in (1, 6, 9)]
 
 
 def test_a_part_that_is_grey_keeps_the_channels_of_all(spec):
     colour = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
-    dropped = next(n for n in training(spec).names if n not in training(spec, images=3).names)
+    dropped = next(n for n in training(spec).names if n not in training(spec, max_images=3).names)
     write(spec_path(spec, f"train/{dropped}"), colour)
-    part = training(spec, images=3)
+    part = training(spec, max_images=3)
     assert dropped not in part.names
     assert part.channels == part.images.shape[-1] == part.held_out.shape[-1] == 3
 
@@ -140,7 +142,7 @@ def spec_path(spec, name):
 
 def test_decoded_once(spec, monkeypatch):
     first, first_test = training(spec), open_test(spec, channels=1)
-    training(spec._replace(shape=(8, 12)))  # lies beside, does not replace
+    training(spec._replace(shape=(8, 12)))  # is cached beside it and does not replace it
     monkeypatch.setattr(decode, "decode_image", None)
     monkeypatch.setattr(decode, "decode_mask", None)
     monkeypatch.setattr(decode, "is_grey", None)
@@ -201,6 +203,14 @@ def test_source_without_masks(spec):
         split.native_mask(0)
 
 
+def test_the_config_imports_no_pipeline():
+    code = (
+        "import sys, pae_jax.config; heavy = {'numpy', 'PIL', 'jax', 'data_pipelines.dataset'};"
+        "sys.exit(bool(heavy & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 # Training cannot see the test split.
 
 
@@ -209,7 +219,7 @@ def test_training_opens_no_test_path(spec):
     split, opened = recorded(lambda: training(spec))
     assert any(path.startswith(f"{spec.root}/train/good") for path in opened)
     assert not [path for path in opened if path.startswith(forbidden)]
-    # The recorder does see what opening the test split opens.
+    # The recorder sees the files of the test split when it is opened.
     _, opened = recorded(lambda: open_test(spec, channels=1))
     assert {f"{spec.root}/test/crack/000.png", f"{spec.root}/ground_truth/crack/000_mask.png"} <= {
         *opened
@@ -221,15 +231,15 @@ def test_training_does_not_notice_that_there_is_no_test_split(spec):
     before = training(spec)
     shutil.rmtree(spec_path(spec, "test"))
     shutil.rmtree(spec_path(spec, "ground_truth"))
-    after = training(spec._replace(cache=spec.cache + "2"))
+    after = training(spec._replace(cache_dir=spec.cache_dir + "2"))
     assert after.fingerprint == before.fingerprint
     np.testing.assert_array_equal(after.images, before.images)
     np.testing.assert_array_equal(after.held_out, before.held_out)
 
 
-def reachable(thing):
-    """Every object that can be reached from `thing`; not what its types and modules refer to."""
-    seen, left = {}, [thing]
+def reachable(root):
+    """Returns every object that is reachable from `root`, except through types and modules."""
+    seen, left = {}, [root]
     while left:
         current = left.pop()
         if id(current) in seen or isinstance(current, type | types.ModuleType):
@@ -242,10 +252,10 @@ def reachable(thing):
 
 
 def test_the_training_split_leads_nowhere(spec):
-    found = reachable(training(spec))
-    assert not [x for x in found if callable(x)]
-    assert not [x for x in found if spec.root in str(x) and isinstance(x, str | bytes)]
-    # The walk does find the way out of the object that has one.
+    objects = reachable(training(spec))
+    assert not [x for x in objects if callable(x)]
+    assert not [x for x in objects if spec.root in str(x) and isinstance(x, str | bytes)]
+    # The same walk finds the functions of the test split.
     assert [x for x in reachable(open_test(spec, channels=1)) if callable(x)]
 
 
@@ -318,7 +328,9 @@ def test_too_few_images(spec):
 def test_unknown_source_and_unwritable_cache(spec):
     assert message(training, spec._replace(source="zip")).startswith("data.source: one of folder,")
     cache = f"{spec.root}/train/good/000.png"
-    assert message(training, spec._replace(cache=cache)).startswith(f"{cache}: the cache cannot")
+    assert message(training, spec._replace(cache_dir=cache)).startswith(
+        f"{cache}: the cache cannot"
+    )
 
 
 # Images for prediction.

@@ -1,4 +1,4 @@
-"""Every mode of image and mask, and every kind of damage."""
+"""Every mode of image and mask, and every form of damage."""
 
 import io
 import warnings
@@ -16,9 +16,9 @@ GREY = RNG.integers(0, 256, (6, 5), dtype=np.uint8)
 RGB = RNG.integers(0, 256, (6, 5, 3), dtype=np.uint8)
 
 
-def saved(image, kind="PNG", **options):
+def saved(image, file_format="PNG", **options):
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    image.save(buffer, file_format, **options)
     return buffer.getvalue()
 
 
@@ -39,10 +39,10 @@ def test_colour_becomes_luma():
     np.testing.assert_array_equal(decode(encode(three_equal), 1)[..., 0], GREY)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_16_bits_use_the_whole_8_bits(kind):
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_16_bits_use_the_whole_8_bits(file_format):
     values = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
-    out = decode(saved(Image.fromarray(values), kind), 1, (1, 6))
+    out = decode(saved(Image.fromarray(values), file_format), 1, (1, 6))
     np.testing.assert_array_equal(out[0, :, 0], [0, 0, 1, 1, 128, 255])
 
 
@@ -89,12 +89,12 @@ def test_cmyk():
     np.testing.assert_allclose(out.reshape(-1, 3).mean(0), (200, 40, 90), atol=4)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_exif_rotation(kind):
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
+def test_exif_rotation(file_format):
     image = Image.fromarray(np.repeat(np.arange(0, 240, 30, dtype=np.uint8)[:, None], 16, 1))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90° clockwise: the top row becomes the right column
-    data = saved(image, kind, exif=exif)
+    data = saved(image, file_format, exif=exif)
     assert image_shape(data, "x") == (16, 8)
     turned = np.rot90(np.asarray(image), -1)
     np.testing.assert_allclose(decode(data, 1, (16, 8))[..., 0].astype(int), turned, atol=3)

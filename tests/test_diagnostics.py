@@ -1,4 +1,4 @@
-"""The diagnostics where each has a known value: linear maps, and known manifolds."""
+"""The diagnostics on linear maps and on known manifolds, where each has a known value."""
 
 import functools
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pae_jax.corruption import CorruptedBatch
-from pae_jax.diagnostics import diagnose, errors, geometry
+from pae_jax.diagnostics import Diagnostic, diagnose, errors, geometry, summarise
 from pae_jax.known_manifolds import Plane, Sphere, slice_contraction
 
 KEY = jax.random.key(2)
@@ -32,14 +32,22 @@ def _flat(x):
     return np.asarray(x).reshape(len(x), -1)
 
 
+def _values(diagnostics):
+    return {name: diagnostic.value for name, diagnostic in diagnostics.items()}
+
+
+def _errors(f, batch):
+    return _values(jax.jit(functools.partial(errors, f))(batch))
+
+
 def _geometry(f, clean, batch, **options):
-    return jax.jit(functools.partial(geometry, f, **options))(clean, batch, KEY)
+    return _values(jax.jit(functools.partial(geometry, f, **options))(clean, batch, KEY))
 
 
 def test_errors_of_a_linear_map():
     matrix = np.random.default_rng(1).normal(size=(6, 6)) / 3
     batch = _batch()
-    found = jax.jit(functools.partial(errors, _linear(jnp.asarray(matrix))))(batch)
+    measured = _errors(_linear(jnp.asarray(matrix)), batch)
     corrupted, x, mask = map(_flat, batch)
     fx, ffx, fffx = (
         corrupted @ matrix.T,
@@ -47,26 +55,26 @@ def test_errors_of_a_linear_map():
         corrupted @ (matrix @ matrix @ matrix).T,
     )
     rms = lambda v, w: np.sqrt((w * v**2).sum(axis=1) / w.sum(axis=1))  # noqa: E731
-    one = np.ones_like(x)
-    np.testing.assert_allclose(found["on_manifold_bias"], rms(x @ matrix.T - x, one))
-    np.testing.assert_allclose(found["idempotency"], rms(ffx - fx, one))
-    np.testing.assert_allclose(found["error_outside_mask"], rms(fx - x, 1 - mask))
-    np.testing.assert_allclose(found["error_inside_mask"], rms(fx - x, mask))
+    ones = np.ones_like(x)
+    np.testing.assert_allclose(measured["on_manifold_bias"], rms(x @ matrix.T - x, ones))
+    np.testing.assert_allclose(measured["idempotency"], rms(ffx - fx, ones))
+    np.testing.assert_allclose(measured["error_outside_mask"], rms(fx - x, 1 - mask))
+    np.testing.assert_allclose(measured["error_inside_mask"], rms(fx - x, mask))
     distances = [np.linalg.norm(v - x, axis=1) for v in (corrupted, fx, ffx, fffx)]
     for n in (1, 2, 3):
-        np.testing.assert_allclose(found[f"contraction_{n}"], distances[n] / distances[n - 1])
+        np.testing.assert_allclose(measured[f"contraction_{n}"], distances[n] / distances[n - 1])
 
 
-def test_what_an_uncorrupted_image_leaves_undefined():
+def test_quantities_that_are_undefined_for_an_uncorrupted_image():
     _, x, mask = _batch()
     batch = CorruptedBatch(x, x, jnp.zeros_like(mask))
-    found = errors(lambda x: x / 2, batch)
+    measured = _errors(lambda x: x / 2, batch)
     for name in ("error_inside_mask", "contraction_1", "contraction_2", "contraction_3"):
-        assert np.all(np.isnan(found[name])), name
-    assert np.all(np.isfinite(found["error_outside_mask"]))
-    found = _geometry(lambda x: x / 2, x, batch)
-    assert np.all(np.isnan(found["corruption_suppression"]))
-    assert np.all(np.isnan(found["normal_dominance"]))
+        assert np.all(np.isnan(measured[name])), name
+    assert np.all(np.isfinite(measured["error_outside_mask"]))
+    measured = _geometry(lambda x: x / 2, x, batch)
+    assert np.all(np.isnan(measured["corruption_suppression"]))
+    assert np.all(np.isnan(measured["normal_dominance"]))
 
 
 def test_geometry_of_a_linear_map():
@@ -80,28 +88,30 @@ def test_geometry_of_a_linear_map():
     assert np.isclose(np.abs(np.linalg.eigvals(matrix)).max(), 0.9)
     batch = _batch()
     clean = jnp.concatenate([batch.clean, _batch(seed=4).clean])
-    found = _geometry(
+    measured = _geometry(
         _linear(jnp.asarray(matrix)), clean, batch, neighbours=3, explained=0.8, power_steps=400
     )
-    np.testing.assert_allclose(found["spectral_radius"], 0.9, rtol=0.01)
+    np.testing.assert_allclose(measured["spectral_radius"], 0.9, rtol=0.01)
     corrupted, x, _ = map(_flat, batch)
-    defect = matrix - np.eye(6)
+    change = matrix - np.eye(6)
     shift = (corrupted - x) / np.linalg.norm(corrupted - x, axis=1, keepdims=True)
     np.testing.assert_allclose(
-        found["corruption_suppression"], np.linalg.norm(shift @ defect.T, axis=1)
+        measured["corruption_suppression"], np.linalg.norm(shift @ change.T, axis=1)
     )
     for i in range(len(x)):
         others = np.delete(_flat(clean), i, axis=0) - x[i]
         order = np.argsort(np.linalg.norm(others, axis=1))
         nearest = others[order[0]] / np.linalg.norm(others[order[0]])
-        np.testing.assert_allclose(found["tangent_distortion"][i], np.linalg.norm(defect @ nearest))
+        np.testing.assert_allclose(
+            measured["tangent_distortion"][i], np.linalg.norm(change @ nearest)
+        )
         directions, lengths, _ = np.linalg.svd(others[order[:3]].T, full_matrices=False)
         explained = np.cumsum(lengths**2) / np.sum(lengths**2)
         basis = directions[:, : 1 + np.sum(explained < 0.8)]
         assert basis.shape[1] in (1, 2)
         tangent = basis @ (basis.T @ (corrupted[i] - x[i]))
         expected = np.linalg.norm(tangent) / np.linalg.norm(corrupted[i] - x[i] - tangent)
-        np.testing.assert_allclose(found["normal_dominance"][i], expected)
+        np.testing.assert_allclose(measured["normal_dominance"][i], expected)
 
 
 def test_a_projection_onto_a_sphere():
@@ -112,8 +122,8 @@ def test_a_projection_onto_a_sphere():
     normal = (x - 0.5) / sphere.radius
     ones = jnp.ones_like(x)
     batch = CorruptedBatch(x + 0.05 * normal, x, ones)
-    early, late = errors(sphere.project, batch), _geometry(sphere.project, clean, batch)
-    for name in ("on_manifold_bias", "idempotency", "corrected"):
+    early, late = _errors(sphere.project, batch), _geometry(sphere.project, clean, batch)
+    for name in ("on_manifold_bias", "idempotency", "error_inside_mask"):
         np.testing.assert_allclose(early[name], 0, atol=1e-12, err_msg=name)
     np.testing.assert_allclose(late["tangent_distortion"], 0, atol=0.05)
     np.testing.assert_allclose(late["corruption_suppression"], 1, rtol=1e-6)
@@ -133,19 +143,19 @@ def test_the_contraction_of_theorem_2(ratio):
     corrupted = jnp.where(region[None], x + 0.1 * jnp.sign(x - 0.5), x)
     mask = jnp.broadcast_to(region[None].astype(x.dtype), x.shape)
     batch = CorruptedBatch(corrupted, x, mask)
-    found = diagnose(
+    measured = diagnose(
         slice_contraction(circle, region, ratio), x, batch, KEY, tolerance=1e-6, max_steps=80
     )
     for n in (1, 2, 3):
-        assert np.isclose(found[f"contraction_{n}"], ratio, rtol=1e-6)
-    assert found["error_outside_mask"] < 1e-12
-    assert found["on_manifold_bias"] < 1e-12
-    assert np.isclose(found["error_inside_mask"], ratio * 0.1)
-    assert found["fixed_point_converged"] == 1
-    assert found["fixed_point_error"] < 1e-5
+        assert np.isclose(measured[f"contraction_{n}"], ratio, rtol=1e-6)
+    assert measured["error_outside_mask"] < 1e-12
+    assert measured["on_manifold_bias"] < 1e-12
+    assert np.isclose(measured["error_inside_mask"], ratio * 0.1)
+    assert measured["fixed_point_converged"] == 1
+    assert measured["fixed_point_error"] < 1e-5
     # The n-th residual is (1−ρ)ρⁿ⁻¹·0.2, against 1e-6·‖x‖.
     limits = 1e-6 * np.linalg.norm(_flat(x), axis=1) / (0.2 * (1 - ratio))
-    assert found["fixed_point_steps"] == np.mean(1 + np.ceil(np.log(limits) / np.log(ratio)))
+    assert measured["fixed_point_steps"] == np.mean(1 + np.ceil(np.log(limits) / np.log(ratio)))
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.2, 3.0])
@@ -160,23 +170,23 @@ def test_normal_dominance_on_a_plane(eta):
     shift = 0.1 * (eta * tangent + jnp.asarray(basis[3]))
     batch = CorruptedBatch(x + shift[None], x, jnp.ones_like(x))
     # More neighbours than the plane has directions: the span is the plane all the same.
-    found = _geometry(
+    measured = _geometry(
         plane.project, jnp.concatenate([clean, x]), batch, neighbours=6, explained=1.0
     )
-    np.testing.assert_allclose(found["normal_dominance"], eta, atol=1e-6)
-    np.testing.assert_allclose(found["tangent_distortion"], 0, atol=1e-9)
+    np.testing.assert_allclose(measured["normal_dominance"], eta, atol=1e-6)
+    np.testing.assert_allclose(measured["tangent_distortion"], 0, atol=1e-9)
 
 
 def test_too_few_neighbours_are_no_neighbours():
     batch = _batch()
-    found = _geometry(lambda x: x, batch.clean[:1], batch, neighbours=3)
+    measured = _geometry(lambda x: x, batch.clean[:1], batch, neighbours=3)
     # The first image has no other; the second has one, which spans a line.
-    assert np.isnan(found["tangent_distortion"][0])
-    assert found["normal_dominance"][0] == 0
+    assert np.isnan(measured["tangent_distortion"][0])
+    assert measured["normal_dominance"][0] == 0
     line, shift = _flat(batch.clean[:1] - batch.clean[1:2])[0], _flat(batch[0] - batch[1])[1]
     along = abs(line @ shift) / np.linalg.norm(line)
     across = np.sqrt(shift @ shift - along**2)
-    np.testing.assert_allclose(found["normal_dominance"][1], along / across)
+    np.testing.assert_allclose(measured["normal_dominance"][1], along / across)
 
 
 def test_diagnose_averages_over_all_images_and_compiles_once_for_all_parameters():
@@ -188,25 +198,40 @@ def test_diagnose_averages_over_all_images_and_compiles_once_for_all_parameters(
 
     batches = [_batch(seed=0), _batch(seed=1)]
     clean = batches[0].clean
-    found = diagnose(jax.tree_util.Partial(apply, jnp.asarray(0.5)), clean, batches, KEY)
+    measured = diagnose(jax.tree_util.Partial(apply, jnp.asarray(0.5)), clean, batches, KEY)
     calls = len(traced)
     other = diagnose(jax.tree_util.Partial(apply, jnp.asarray(0.25)), clean, batches, KEY)
     assert len(traced) == calls
     biases = np.concatenate(
-        [errors(lambda x: x / 2, batch)["on_manifold_bias"] for batch in batches]
+        [_errors(lambda x: x / 2, batch)["on_manifold_bias"] for batch in batches]
     )
-    assert np.isclose(found["on_manifold_bias"], biases.mean())
-    ratios = np.concatenate([errors(lambda x: x / 2, b)["contraction_1"] for b in batches])
-    assert np.isclose(found["contraction_1"], np.median(ratios))
-    assert np.isclose(found["spectral_radius"], 0.5)
+    assert np.isclose(measured["on_manifold_bias"], biases.mean())
+    ratios = np.concatenate([_errors(lambda x: x / 2, batch)["contraction_1"] for batch in batches])
+    assert np.isclose(measured["contraction_1"], np.median(ratios))
+    assert np.isclose(measured["spectral_radius"], 0.5)
     assert np.isclose(other["jacobian_identity"], 0.75)
     assert np.isclose(other["tangent_distortion"], 0.75)
-    assert all(isinstance(value, float) for value in found.values())
+    assert all(isinstance(value, float) for value in measured.values())
+
+
+def test_a_diagnostic_says_how_it_is_summarised():
+    first, second = np.array([1.0, np.nan, 2.0]), np.array([9.0])
+    options = {"mean": {}, "median": {"reduce": "median"}}
+    options |= {f"{name} of defined": {**o, "skip_nan": True} for name, o in options.items()}
+    batches = [{name: Diagnostic(v, **o) for name, o in options.items()} for v in (first, second)]
+    # The settings are static: they pass through jit, and the values alone are traced.
+    batches = [jax.device_get(jax.jit(lambda batch: batch)(batch)) for batch in batches]
+    summary = summarise(batches)
+    assert np.isnan(summary["mean"])
+    assert np.isnan(summary["median"])
+    assert summary["mean of defined"] == 4
+    assert summary["median of defined"] == 2
+    assert np.isnan(summarise([{"x": Diagnostic(first[1:2], skip_nan=True)}])["x"])
 
 
 def test_a_broken_f_is_not_averaged_away():
     batch = _batch()
     broken = lambda x: jnp.where(x > jnp.quantile(x, 0.9), jnp.nan, x)  # noqa: E731
-    found = diagnose(broken, batch.clean, batch, KEY)
-    assert np.isnan(found["on_manifold_bias"])
-    assert found["fixed_point_converged"] < 1
+    measured = diagnose(broken, batch.clean, batch, KEY)
+    assert np.isnan(measured["on_manifold_bias"])
+    assert measured["fixed_point_converged"] < 1

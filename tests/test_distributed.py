@@ -1,4 +1,4 @@
-"""Two processes of two devices each, joined by jax.distributed, against one process."""
+"""Training in two processes of two devices each, compared with one process."""
 
 import json
 import signal
@@ -26,10 +26,10 @@ CHANGES = {
 
 
 def start(root, workdir, count=2, **changes) -> list[subprocess.Popen]:
-    """`pae train` in `count` processes of two devices each."""
-    with socket.socket() as one:
-        one.bind(("localhost", 0))
-        port = one.getsockname()[1]
+    """Starts `pae train` in `count` processes of two devices each."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
     words = runs.words(root, **{**CHANGES, **changes})
     command = [sys.executable, "-m", "pae_jax.main", "train", *words, f"--workdir={workdir}"]
     environment = runs.environment() | {"JAX_NUM_CPU_DEVICES": "2"}
@@ -77,14 +77,15 @@ def assert_as_one(workdir, alone):
 
 
 def test_two_processes_train_as_one(trained, alone, tmp_path):
-    for code, out, err in finish(start(trained.root, tmp_path)):
+    for index, (code, out, err) in enumerate(finish(start(trained.root, tmp_path))):
         assert code == 0, err
+        assert f"[process {index} of 2] devices: 4 of 4 cpu" in err
         assert "finished at step 20" in out
-    assert len(train_losses(tmp_path)) == 20  # one of them writes
+    assert len(train_losses(tmp_path)) == 20  # only the main process writes
     assert_as_one(tmp_path, alone)
 
 
-def test_one_is_told_to_stop_and_both_do_at_the_same_step(trained, tmp_path):
+def test_a_signal_to_one_process_stops_both_at_the_same_step(trained, tmp_path):
     long = {"train__steps": 5000, "train__validate_every": 5000, "train__checkpoint_every": 5000}
     processes = start(trained.root, tmp_path, **long)
     while not ((tmp_path / "metrics.jsonl").exists() and train_losses(tmp_path)):

@@ -73,8 +73,11 @@ def test_the_package():
     position = {name: i for i, name in enumerate(everything)}
     block = np.concatenate([[i] * len(b) for i, b in enumerate(np.array_split(everything, 20))])
     # Each group of the validation is one whole block of training cells.
-    found = [{int(block[position[name]]) for name in group} for group in groups(names, elpv.GROUPS)]
-    assert found == [{i} for i in range(20) if i not in (0, 3, 12, 15)]
-    chosen = held_out(names, elpv.GROUPS, share=0.05, seed=0)
-    assert len({block[position[name]] for name in chosen}) == 1
-    assert len(chosen) in (29, 30)
+    group_blocks = [
+        {int(block[position[name]]) for name in group}
+        for group in groups(names, elpv.HOLDOUT_GROUPS)
+    ]
+    assert group_blocks == [{i} for i in range(20) if i not in (0, 3, 12, 15)]
+    drawn = held_out(names, elpv.HOLDOUT_GROUPS, fraction=0.05, seed=0)
+    assert len({block[position[name]] for name in drawn}) == 1
+    assert len(drawn) in (29, 30)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from data_pipelines.dataset import open_training
 from data_pipelines.errors import BadInput
 from layouts import write
 from pae_jax import config, detection, evaluate, main, predict, train_step
-from pae_jax.workdir import trained_model
+from pae_jax.config_schema import RENAMED, SCHEMA
+from pae_jax.report import table
+from pae_jax.workdir import files, trained_model
 
 PIXEL_KEYS = {"pixel_auroc", "pixel_ap", "pixel_aupro"}
 KEYS = {"image_auroc_sum", "image_auroc_max", "image_auroc_topk"} | PIXEL_KEYS
@@ -26,7 +29,7 @@ KEYS = {"image_auroc_sum", "image_auroc_max", "image_auroc_topk"} | PIXEL_KEYS
 
 @pytest.fixture(scope="module")
 def evaluated(trained, tmp_path_factory) -> runs.Run:
-    """The trained run, evaluated at native size with maps and diagnostics."""
+    """Returns the trained run, evaluated at native size with maps and diagnostics."""
     run = runs.clone(trained, tmp_path_factory.mktemp("evaluated"))
     words = [f"--config.eval.{word}" for word in ("native_size=True", "diagnostics=True")]
     assert main.main(["evaluate", f"--workdir={run.workdir}", "--save_maps", *words]) == 0
@@ -51,52 +54,51 @@ def read_scores(path: Path) -> dict[str, dict[str, str]]:
 
 
 def checkpoint_files(workdir: Path) -> dict[Path, tuple[int, bytes]]:
-    files = [path for path in (workdir / "checkpoints").rglob("*") if path.is_file()]
-    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+    paths = [path for path in (workdir / "checkpoints").rglob("*") if path.is_file()]
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
 
 
 def test_metrics_hold_the_contract(evaluated):
-    found = read_metrics(evaluated.workdir)
-    assert found.keys() >= KEYS
+    record = read_metrics(evaluated.workdir)
+    assert record.keys() >= KEYS
     for name in KEYS:
-        assert 0 <= found[name] <= 1, name
-        low, high = found["intervals"][name]
+        assert 0 <= record[name] <= 1, name
+        low, high = record["intervals"][name]
         assert 0 <= low <= high <= 1, name
-    provenance = found["provenance"]
+    assert record["schema"] == SCHEMA
+    provenance = record["provenance"]
     assert provenance.keys() >= {"config_hash", "commit", "versions", "device", "seeds"}
     assert provenance["versions"]["jax"] == jax.__version__
     assert provenance["seeds"]["train"] == 0
     assert provenance["step"] == runs.STEPS
-    assert found["images"] == {"good": 3, "crack": 2, "dent": 2}
-    assert found["per_type"].keys() == {"crack", "dent"}
-    assert {"on_manifold_bias", "idempotency"} & found["diagnostics"].keys()
+    assert record["images"] == {"good": 3, "crack": 2, "dent": 2}
+    assert record["per_type"].keys() == {"crack", "dent"}
+    assert {"on_manifold_bias", "idempotency"} & record["diagnostics"].keys()
 
 
 def test_image_metrics_follow_from_the_scores(evaluated):
-    found, rows = (
-        read_metrics(evaluated.workdir),
-        read_scores(evaluated.workdir / "eval/scores.csv"),
-    )
+    record = read_metrics(evaluated.workdir)
+    rows = read_scores(evaluated.workdir / "eval/scores.csv")
     images = (evaluated.root / "data/test").rglob("*.png")
     assert sorted(rows) == sorted(
         p.relative_to(evaluated.root / "data/test").as_posix() for p in images
     )
     labels = [int(row["label"]) for row in rows.values()]
     assert labels == [int(row["type"] != "good") for row in rows.values()]
-    for kind in ("sum", "max", "topk"):
-        scores = [float(row[f"score_{kind}"]) for row in rows.values()]
-        assert found[f"image_auroc_{kind}"] == pytest.approx(roc_auc_score(labels, scores))
-        assert found[f"image_ap_{kind}"] == pytest.approx(average_precision_score(labels, scores))
+    for name in ("sum", "max", "topk"):
+        scores = [float(row[f"score_{name}"]) for row in rows.values()]
+        assert record[f"image_auroc_{name}"] == pytest.approx(roc_auc_score(labels, scores))
+        assert record[f"image_ap_{name}"] == pytest.approx(average_precision_score(labels, scores))
         for defect in ("crack", "dent"):
-            chosen = [row["type"] in ("good", defect) for row in rows.values()]
-            expected = roc_auc_score(np.array(labels)[chosen], np.array(scores)[chosen])
-            assert found["per_type"][defect][f"image_auroc_{kind}"] == pytest.approx(expected)
-    called = [float(row["score_sum"]) > found["threshold"]["score"] for row in rows.values()]
-    assert called == [row["defective"] == "1" for row in rows.values()]
+            selected = [row["type"] in ("good", defect) for row in rows.values()]
+            expected = roc_auc_score(np.array(labels)[selected], np.array(scores)[selected])
+            assert record["per_type"][defect][f"image_auroc_{name}"] == pytest.approx(expected)
+    decisions = [float(row["score_sum"]) > record["threshold"]["score"] for row in rows.values()]
+    assert decisions == [row["defective"] == "1" for row in rows.values()]
 
 
 def test_pixel_metrics_follow_from_the_saved_maps(evaluated):
-    """The official layout: CATEGORY/test/TYPE/NAME.tiff, float32, at the images' own size."""
+    """The layout is the official one: CATEGORY/test/TYPE/NAME.tiff, float32, at native size."""
     data, maps = evaluated.root / "data", evaluated.workdir / "eval/maps/data/test"
     values, truth = [], []
     for path in sorted((data / "test").rglob("*.png")):
@@ -109,10 +111,10 @@ def test_pixel_metrics_follow_from_the_saved_maps(evaluated):
     assert len(list(maps.rglob("*.tiff"))) == len(values)
     truth, values = np.ravel(truth), np.ravel(values)
     assert np.isfinite(values).all()
-    found = read_metrics(evaluated.workdir)
-    assert found["evaluated_at"] == {"size": "native", "network_shape": [16, 16]}
-    assert found["pixel_auroc"] == pytest.approx(roc_auc_score(truth, values))
-    assert found["pixel_ap"] == pytest.approx(average_precision_score(truth, values))
+    record = read_metrics(evaluated.workdir)
+    assert record["evaluated_at"] == {"size": "native", "network_shape": [16, 16]}
+    assert record["pixel_auroc"] == pytest.approx(roc_auc_score(truth, values))
+    assert record["pixel_ap"] == pytest.approx(average_precision_score(truth, values))
 
 
 def test_the_report_stands_alone(evaluated):
@@ -123,8 +125,8 @@ def test_the_report_stands_alone(evaluated):
     assert "https://" not in report
 
 
-def test_again_changes_nothing(evaluated):
-    """Checkpoints least of all, nor one that another process may be writing."""
+def test_a_second_evaluation_changes_nothing(evaluated):
+    """Checkpoints stay as they are, even one that another process may be writing."""
     workdir = evaluated.workdir
     writing = workdir / "checkpoints/40.orbax-checkpoint-tmp/state"
     writing.mkdir(parents=True)
@@ -139,27 +141,81 @@ def test_again_changes_nothing(evaluated):
     shutil.rmtree(writing.parent)
 
 
-def test_without_masks_pixel_metrics_are_null(trained, tmp_path):
+def test_printed_table_shows_metrics_and_decisions(evaluated):
+    record = read_metrics(evaluated.workdir)
+    printed = table.format_table(record)
+    lines = printed.splitlines()
+    rows = read_scores(evaluated.workdir / "eval/scores.csv").values()
+    alarms = sum(row["defective"] == "1" for row in rows if row["type"] == "good")
+    detected = sum(row["defective"] == "1" for row in rows if row["type"] != "good")
+    assert f"{'false alarms':24s}{alarms} of 3 good images" in lines
+    assert f"{'detected':24s}{detected} of 4 defective images" in lines
+    assert f"image score sum > {record['threshold']['score']:.6g}" in printed
+    (line,) = (line for line in lines if line.startswith("image_auroc_max "))
+    low, high = record["intervals"]["image_auroc_max"]
+    assert line.split(maxsplit=1)[1] == f"{record['image_auroc_max']:.4f}   [{low:.3f}, {high:.3f}]"
+    (line,) = (line for line in lines if line.startswith("idempotency "))
+    assert line.split()[1] == f"{record['diagnostics']['idempotency']:.4f}"
+    (head,) = (line for line in lines if line.startswith("defect type"))
+    names = head.split()[2:]
+    assert names[0] == "images" and set(names[1:]) == KEYS
+    for defect in ("crack", "dent"):
+        (line,) = (line for line in lines if line.startswith(f"{defect} "))
+        values = [record["per_type"][defect][name] for name in names[1:]]
+        assert line.split() == [defect, "2", *(f"{value:.4f}" for value in values)]
+
+
+def test_printed_table_leaves_out_undefined_metrics(evaluated):
+    """A metric is undefined as None, from the file, or as NaN, from `evaluate`."""
+    record = read_metrics(evaluated.workdir)
+    for name in PIXEL_KEYS:
+        record[name] = math.nan
+        record["per_type"]["crack"][name] = record["per_type"]["dent"][name] = None
+    record["per_type"]["crack"]["image_auroc_max"] = None
+    record["intervals"]["image_ap_sum"] = [math.nan, math.nan]
+    record["diagnostics"]["normal_dominance"] = math.nan
+    record["images"] = {"good": 3}
+    record["threshold"]["test_true_positive_rate"] = math.nan
+    printed = table.format_table(record)
+    assert not any(name in printed for name in (*PIXEL_KEYS, "nan", "None", "normal_dominance"))
+    lines = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line}
+    assert lines["image_ap_sum"] == [f"{record['image_ap_sum']:.4f}"]
+    # The column stays, since the other type has a value.
+    column = lines["defect"].index("image_auroc_max") - 1
+    assert lines["crack"][column] == "–"
+    assert lines["dent"][column] == f"{record['per_type']['dent']['image_auroc_max']:.4f}"
+    assert "false" in lines and "detected" not in lines
+    record["per_type"] = {}
+    assert "defect type" not in table.format_table(record)
+
+
+def test_without_masks_pixel_metrics_are_null(trained, tmp_path, capsys):
     run = runs.clone(trained, tmp_path)
     shutil.rmtree(run.root / "data/ground_truth")
     assert main.main(["evaluate", f"--workdir={run.workdir}"]) == 0
-    found = read_metrics(run.workdir)
-    assert found.keys() >= KEYS
-    assert all(found[name] is None for name in PIXEL_KEYS)
-    assert all(found["per_type"]["dent"][name] is None for name in PIXEL_KEYS)
-    assert 0 <= found["image_auroc_sum"] <= 1
+    record = read_metrics(run.workdir)
+    assert record.keys() >= KEYS
+    assert all(record[name] is None for name in PIXEL_KEYS)
+    assert all(record["per_type"]["dent"][name] is None for name in PIXEL_KEYS)
+    assert 0 <= record["image_auroc_sum"] <= 1
+    printed = capsys.readouterr().out
+    assert not any(name in printed for name in evaluate.PIXEL_METRICS)
+    report = (run.workdir / "eval/report.html").read_text()
+    # Their names stand in one sentence, not in a table.
+    assert "Undefined for these test images: pixel_auroc, pixel_ap" in report
+    assert ">pixel_" not in report
 
 
-@pytest.mark.parametrize("kinds", [["good"], ["crack", "dent"]])
-def test_only_normal_or_only_defective_images(trained, tmp_path, kinds, capsys):
+@pytest.mark.parametrize("types", [["good"], ["crack", "dent"]])
+def test_only_normal_or_only_defective_images(trained, tmp_path, types, capsys):
     run = runs.clone(trained, tmp_path)
     for folder in (run.root / "data/test").iterdir():
-        if folder.name not in kinds:
+        if folder.name not in types:
             shutil.rmtree(folder)
     assert main.main(["evaluate", f"--workdir={run.workdir}"]) == 0
     assert "nan" not in capsys.readouterr().out
-    found = read_metrics(run.workdir)
-    assert found["image_auroc_sum"] is None
+    record = read_metrics(run.workdir)
+    assert record["image_auroc_sum"] is None
     assert "image_auroc_sum" in (run.workdir / "eval/report.html").read_text()
 
 
@@ -182,17 +238,17 @@ def test_thresholds_come_from_the_held_out_images_alone(trained, tmp_path, rate)
     model = trained_model.load(run.workdir, [f"--config.eval.false_positive_rate={rate}"])
     limits = trained_model.thresholds(run.workdir, model)
     data = model.config.data
-    held_out = open_training(data.spec, holdout=data.holdout_fraction, seed=0).held_out
-    found = list(detection.detect_all(model.params, held_out, model.config))
-    assert limits.images == len(found) > 2
+    held_out = open_training(data.spec, holdout_fraction=data.holdout_fraction, seed=0).held_out
+    detections = list(detection.detect_all(model.params, held_out, model.config))
+    assert limits.images == len(detections) > 2
     for values, limit in (
-        ([one.scores["sum"] for one in found], limits.score),
-        ([one.map.max() for one in found], limits.pixel),
+        ([result.scores["sum"] for result in detections], limits.score),
+        ([result.map.max() for result in detections], limits.pixel),
     ):
         assert np.mean(np.array(values) > limit) <= rate
         assert limit in np.float64(values)  # the smallest of the observed values that does it
         below = max((v for v in np.float64(values) if v < limit), default=None)
-        assert below is None or np.mean(np.array(values) > below) > rate - 1 / len(found)
+        assert below is None or np.mean(np.array(values) > below) > rate - 1 / len(detections)
     assert trained_model.thresholds(run.workdir, model) == limits  # from the file
     (run.workdir / "thresholds.json").unlink()
     write(run.root / "data/train/good/000.png", np.zeros((20, 24), np.uint8))
@@ -200,9 +256,29 @@ def test_thresholds_come_from_the_held_out_images_alone(trained, tmp_path, rate)
         trained_model.thresholds(run.workdir, model)
 
 
+def test_thresholds_of_an_older_schema_are_read(trained, tmp_path):
+    """The file of schema 1 has the old names of the settings, and no key "schema"."""
+    run = runs.clone(trained, tmp_path)
+    model = trained_model.load(run.workdir)
+    path = run.workdir / "thresholds.json"
+    limits = trained_model.thresholds(run.workdir, model)._replace(score=123.0)
+    settings = model.config.to_dict()["eval"]
+    del settings["apply"]  # "once" is said by iterations = 1
+    for old, new in RENAMED.items():
+        if old.startswith("eval."):
+            settings[old.removeprefix("eval.")] = settings.pop(new.removeprefix("eval."))
+    record = {"eval": settings, "step": model.step, "thresholds": limits._asdict()}
+    files.write_json(path, record)
+    assert trained_model.thresholds(run.workdir, model) == limits
+    settings["score"] = "max"
+    files.write_json(path, record)
+    assert trained_model.thresholds(run.workdir, model) != limits
+    assert files.read_json(path)["schema"] == SCHEMA
+
+
 @pytest.mark.usefixtures("compilation_cache")
-@pytest.mark.parametrize("kind", ["mse", "ssim", "gms", "msgms"])
-def test_constant_and_tiny_images_give_finite_maps(kind):
+@pytest.mark.parametrize("anomaly_map", ["mse", "ssim", "gms", "msgms"])
+def test_constant_and_tiny_images_give_finite_maps(anomaly_map):
     settings = config.from_config_dict(
         {
             "data": {"size": 8},
@@ -212,18 +288,26 @@ def test_constant_and_tiny_images_give_finite_maps(kind):
                 "bottleneck_layers": 0,
                 "convs_per_stage": 1,
             },
-            "eval": {"map": kind},
+            "eval": {"anomaly_map": anomaly_map},
         }
     )
     params = train_step.init_state(settings, jax.random.key(0)).params
     random = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1))
     images = np.concatenate([np.full((1, 8, 8, 1), v) for v in (0, 128, 255)] + [random])
     model = trained_model.Model(settings, params, 0, 1)
-    for one in detection.detect_all(model.params, images[:, :, :7].astype(np.uint8), model.config):
-        assert one.map.shape == (8, 7)
-        assert one.map.min() >= 0
-        assert one.map.max() <= 1
-        assert np.isfinite([*one.scores.values()]).all()
+    cropped = images[:, :, :7].astype(np.uint8)
+    for result in detection.detect_all(model.params, cropped, model.config):
+        assert result.map.shape == (8, 7)
+        assert result.map.min() >= 0
+        assert result.map.max() <= 1
+        assert np.isfinite([*result.scores.values()]).all()
+
+
+def test_scores_of_a_name_that_is_not_valid_text_are_written(tmp_path):
+    files.write_csv(tmp_path / "scores.csv", [{"name": "b\udcff.png", "score": 1.0}])
+    assert read_scores(tmp_path / "scores.csv") == {
+        "b\\udcff.png": {"name": "b\\udcff.png", "score": "1.0"}
+    }
 
 
 def test_native_size_scales_maps_not_masks():
@@ -245,8 +329,8 @@ def test_predict_agrees_with_evaluate(evaluated, tmp_path):
     expected = read_scores(evaluated.workdir / "eval/scores.csv")
     assert predicted.keys() == expected.keys()
     for name, row in predicted.items():
-        for kind in ("score_sum", "score_max", "score_topk"):
-            assert float(row[kind]) == pytest.approx(float(expected[name][kind]), rel=1e-5)
+        for key in ("score_sum", "score_max", "score_topk"):
+            assert float(row[key]) == pytest.approx(float(expected[name][key]), rel=1e-5)
         assert row["defective"] == expected[name]["defective"]
         assert read_image(out / f"heatmaps/{name}.png").shape == (16, 16, 3)
         mask = read_image(out / f"masks/{name}.png")
@@ -254,7 +338,7 @@ def test_predict_agrees_with_evaluate(evaluated, tmp_path):
 
 
 def test_predict_takes_any_folder(trained, tmp_path):
-    """Nested, grey beside colour, two formats of one name; a mask is the map over its threshold."""
+    """Folders may be nested, hold grey and colour images, and two formats of the same name."""
     images, out = tmp_path / "images", tmp_path / "out"
     random = np.random.default_rng(0)
     grey = random.integers(0, 256, (20, 24), dtype=np.uint8)
@@ -275,7 +359,7 @@ def test_predict_takes_any_folder(trained, tmp_path):
 
     model = trained_model.load(trained.workdir, words)
     pixels = np.asarray(Image.fromarray(grey).resize((16, 16), Image.Resampling.BILINEAR))
-    (found,) = detection.detect_all(model.params, pixels[None, ..., None], model.config)
-    expected = found.map > trained_model.thresholds(trained.workdir, model).pixel
+    (result,) = detection.detect_all(model.params, pixels[None, ..., None], model.config)
+    expected = result.map > trained_model.thresholds(trained.workdir, model).pixel
     mask = read_image(out / "masks/a.png.png")
     np.testing.assert_array_equal(mask, 255 * expected)

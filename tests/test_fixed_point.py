@@ -1,4 +1,4 @@
-"""Fixed points against a Python loop, optimistix and closed forms; every image on its own."""
+"""Fixed points against a Python loop, optimistix and closed forms; images are independent."""
 
 import functools
 
@@ -55,7 +55,7 @@ def unet():
     return solve, x
 
 
-def test_the_peers_case(float64):
+def test_a_known_fixed_point(float64):
     result = fixed_point(parabola, jnp.array([[0.0, 1.0]]), tolerance=1e-12, max_steps=100)
     np.testing.assert_allclose(result.value, [[0.4, 0.0]], atol=1e-11)
     assert bool(result.converged[0])
@@ -123,16 +123,16 @@ def test_other_solvers_report_how_far_they_end_from_the_plain_fixed_point(float6
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_an_image_has_the_same_bits_whatever_its_mates(solver):
+def test_a_result_does_not_depend_on_the_rest_of_the_batch(solver):
     solve, x = unet()
-    alone = solve(x, solver)
-    mates = solve(x.at[1:].set(jnp.array([0.0, 1.0, 0.3])[:, None, None, None]), solver)
-    for name, a, b in zip(alone._fields, alone, mates, strict=True):
+    first = solve(x, solver)
+    other = solve(x.at[1:].set(jnp.array([0.0, 1.0, 0.3])[:, None, None, None]), solver)
+    for name, a, b in zip(first._fields, first, other, strict=True):
         np.testing.assert_array_equal(a[0], b[0], err_msg=name)
-    assert np.any(alone.steps != mates.steps)
+    assert np.any(first.steps != other.steps)
     single = solve(x[:1], solver)
-    assert single.steps[0] == alone.steps[0]
-    np.testing.assert_allclose(single.value[0], alone.value[0], atol=1e-6)
+    assert single.steps[0] == first.steps[0]
+    np.testing.assert_allclose(single.value[0], first.value[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -148,7 +148,7 @@ def test_a_nan_image_leaves_the_others_untouched(solver):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_what_does_not_contract_stops_after_max_steps(solver):
+def test_a_map_that_does_not_contract_stops_after_max_steps(solver):
     turn = jnp.array([[0.0, -1.0], [1.0, 0.0]])
     shift = lambda x: x @ turn + jnp.ones((1, 2)) * jnp.sum(x**2)  # noqa: E731
     result = fixed_point(shift, jnp.array([[1.0, 2.0]]), max_steps=3, solver=solver)
@@ -182,7 +182,7 @@ def test_the_tolerance_is_relative_unless_an_absolute_one_is_given(float64):
     np.testing.assert_array_equal(scaled.steps, 1)
 
 
-def test_iterates_and_what_the_anomaly_map_compares_with(float64):
+def test_iterate_and_project(float64):
     x = jnp.array([[0.0, 1.0]])
     np.testing.assert_allclose(iterate(parabola, x, 0), x)
     np.testing.assert_allclose(iterate(parabola, x, 2), parabola(parabola(x)))

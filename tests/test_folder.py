@@ -1,4 +1,4 @@
-"""Categories in MVTec layout: what is read, what is ignored, what is refused."""
+"""Categories in MVTec layout: the files that are read, ignored and refused."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Groups of training images, and the draw of those that are held out."""
+"""Groups of training images, and the draw of the held-out groups."""
 
 import pytest
 from hypothesis import given, settings
@@ -38,12 +38,14 @@ def test_blocks():
 
 @pytest.mark.parametrize("rule", ["", "scene", "number", "number:x", "blocks:0", "blocks:-1"])
 def test_unknown_rule(rule):
-    with pytest.raises(BadInput, match=r"^data\.groups: "):
+    with pytest.raises(BadInput, match=r"^data\.holdout_groups: "):
         groups(["1", "2"], rule)
 
 
 def test_name_without_number():
-    with pytest.raises(BadInput, match=r"^data\.groups: no number in the file name good/x\.png$"):
+    with pytest.raises(
+        BadInput, match=r"^data\.holdout_groups: no number in the file name good/x\.png$"
+    ):
         groups(["good/1.png", "good/x.png"], "number:1")
 
 
@@ -51,38 +53,40 @@ def test_name_without_number():
 @settings(deadline=None, max_examples=50)
 def test_whole_groups_just_enough_and_never_all(n, blocks, seed):
     names = [f"{i:02d}" for i in range(n)]
-    rule, share = f"blocks:{blocks}", 0.25
-    chosen = held_out(names, rule, share=share, seed=seed)
-    inside = [set(g) for g in groups(names, rule) if set(g) & chosen]
-    assert set().union(*inside) == chosen
-    assert 0 < len(chosen) < n
-    assert chosen == held_out(names[::-1], rule, share=share, seed=seed)
-    enough = len(chosen) >= share * n
-    assert enough or len(inside) == len(groups(names, rule)) - 1
-    # Without one group, it would have been too little.
-    assert any(len(chosen - group) < share * n for group in inside)
+    rule, fraction = f"blocks:{blocks}", 0.25
+    drawn = held_out(names, rule, fraction=fraction, seed=seed)
+    drawn_groups = [set(g) for g in groups(names, rule) if set(g) & drawn]
+    assert set().union(*drawn_groups) == drawn
+    assert 0 < len(drawn) < n
+    assert drawn == held_out(names[::-1], rule, fraction=fraction, seed=seed)
+    enough = len(drawn) >= fraction * n
+    assert enough or len(drawn_groups) == len(groups(names, rule)) - 1
+    # Without one of the groups, it would have been too little.
+    assert any(len(drawn - group) < fraction * n for group in drawn_groups)
 
 
 def test_five_percent_of_single_images():
     names = [f"{i:03d}" for i in range(100)]
-    draws = [frozenset(held_out(names, "none", share=0.05, seed=s)) for s in range(20)]
+    draws = [frozenset(held_out(names, "none", fraction=0.05, seed=s)) for s in range(20)]
     assert {len(d) for d in draws} == {5}
     assert len(set(draws)) == 20
-    assert len(held_out(names, "none", share=0.07, seed=0)) == 7  # 0.07 * 100 > 7 in floats
+    assert len(held_out(names, "none", fraction=0.07, seed=0)) == 7  # 0.07 * 100 > 7 in floats
 
 
 def test_one_group_is_always_left_to_train_on():
     names = [f"{i}" for i in (1, 101, 102, 103, 104)]
-    draws = {frozenset(held_out(names, "number:50", share=0.9, seed=s)) for s in range(20)}
+    draws = {frozenset(held_out(names, "number:50", fraction=0.9, seed=s)) for s in range(20)}
     assert draws == {frozenset(names[:1]), frozenset(names[1:])}
 
 
 def test_the_draw_is_pinned():
-    # The same on every machine and for good: a resumed run must find its images again.
+    # The same on every machine and with every version: a resumed run must find its images again.
     names = [f"{i:03d}" for i in range(40)]
-    assert sorted(held_out(names, "none", share=0.1, seed=7)) == ["019", "020", "027", "036"]
+    assert sorted(held_out(names, "none", fraction=0.1, seed=7)) == ["019", "020", "027", "036"]
 
 
 def test_one_group_cannot_be_held_out():
-    with pytest.raises(BadInput, match=r"^data\.groups: .* all 3 training images are one group"):
-        held_out(["1", "2", "3"], "number:5", share=0.05, seed=0)
+    with pytest.raises(
+        BadInput, match=r"^data\.holdout_groups: .* all 3 training images are one group"
+    ):
+        held_out(["1", "2", "3"], "number:5", fraction=0.05, seed=0)

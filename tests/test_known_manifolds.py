@@ -71,7 +71,7 @@ def test_samples_are_on_the_manifold_and_projections_are_nearest(name):
     on_slice = manifold.project_slice(corrupted, region)
     np.testing.assert_allclose(manifold.project(on_slice), on_slice, atol=1e-12)
     np.testing.assert_allclose(jnp.where(region[None], 0, on_slice - corrupted), 0, atol=1e-12)
-    # Nearest within the slice: the correction is orthogonal to the slice's own directions.
+    # Nearest within the slice: the correction is orthogonal to the directions of the slice.
     step = 1e-6 * jax.random.normal(jax.random.key(8), corrupted.shape)
     nearby = manifold.project_slice(on_slice + jnp.where(region[None], step, 0), region)
     cosine = np.sum(np.asarray((nearby - on_slice) * (corrupted - on_slice)), axis=(1, 2, 3))
@@ -181,17 +181,19 @@ def test_the_bayes_optimum_under_normal_dominant_corruption(name, eta):
     assert within.mean() > 0.5
     edges = np.quantile(r[within], np.linspace(0, 1, 7))
     for low, high in itertools.pairwise(edges):
-        chosen = within & (r >= low) & (r < high)
-        sample = error[chosen]
+        in_bin = within & (r >= low) & (r < high)
+        sample = error[in_bin]
         assert abs(sample.mean()) < 3 * sample.std() / np.sqrt(len(sample))
-        assert (angle[chosen] / largest[chosen]).max() > 0.95  # the cap is filled
+        assert (angle[in_bin] / largest[in_bin]).max() > 0.95  # the cap is filled
 
 
 @pytest.mark.parametrize("name", ["circle", "sphere"])
 @pytest.mark.parametrize("eta", [0.3, 0.8])
 def test_proposition_1(name, eta):
-    """The diameter of the compatible sources shrinks by a constant C < 1 per application, the
-    distance to ℳ with it, and the direction, the coordinate along ℳ, is kept."""
+    """The diameter of the compatible sources shrinks by a constant C < 1 per application.
+
+    So does the distance to ℳ; the direction, the coordinate along ℳ, is kept.
+    """
     manifold, _ = _case(name)
     x = manifold.sample(KEY, 64)
     corrupted = manifold.displace(jax.random.key(1), x, eta, 0.1)

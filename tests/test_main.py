@@ -26,7 +26,7 @@ def run(*command: str) -> subprocess.CompletedProcess:
 
 
 def assert_refused(capsys, words: list[str], named: str) -> None:
-    """Exit 2 with one line on stderr, the verb before it, that holds `named`."""
+    """Checks for exit status 2 and one line on stderr that begins with the verb and has `named`."""
     capsys.readouterr()
     assert main.main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -47,10 +47,12 @@ def test_help_imports_nothing_heavy():
 @pytest.mark.parametrize(
     ("verb", "flags"),
     [
-        ((), ("train", "evaluate", "predict")),
+        ((), ("train", "evaluate", "predict", "sweep", "compile", "configs")),
         (("train",), ("--config", "--workdir", "--config.KEY=VALUE")),
-        (("evaluate",), ("--workdir", "--save_maps")),
-        (("predict",), ("--workdir", "--images", "--out")),
+        (("evaluate",), ("--workdir", "--save_maps", "--config.eval.KEY=VALUE")),
+        (("predict",), ("--workdir", "--images", "--out", "--config.eval.KEY=VALUE")),
+        (("sweep",), ("--config", "--workdir", "--config.KEY=VALUE")),
+        (("compile",), ("--config", "--topology", "--config.KEY=VALUE")),
     ],
 )
 def test_help(verb, flags, capsys):
@@ -61,6 +63,16 @@ def test_help(verb, flags, capsys):
     assert all(flag in text for flag in flags)
 
 
+def test_the_shipped_configs_are_listed_one_per_line(capsys):
+    assert main.main(["configs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split()[0] for line in lines]
+    assert names == sorted(names)
+    assert {"folder", "mvtec", "experiments/results"} < set(names)
+    assert all(len(line.split()) > 3 for line in lines)
+    assert_refused(capsys, ["configs", "folder"], "folder: `pae configs` takes no argument")
+
+
 @pytest.mark.parametrize("words", [[], ["trian"], ["train"], ["predict", "--workdir=w"]])
 def test_incomplete_commands(words):
     with pytest.raises(SystemExit) as done:
@@ -68,7 +80,7 @@ def test_incomplete_commands(words):
     assert done.value.code == 2
 
 
-# ---- training: each spoils the folder of images, and is told so before anything is trained ----
+# ---- training: each function spoils the folder of images; the refusal precedes any training ----
 
 
 def truncated(data: Path) -> str:
@@ -187,7 +199,7 @@ def test_the_workdir_of_another_run(trained, tmp_path, capsys):
 
 
 def test_a_workdir_without_a_checkpoint_takes_another_config(trained, tmp_path):
-    """What failed before it saved anything does not stand in the way of its correction."""
+    """A run that failed before it saved anything does not block a corrected one."""
     from pae_jax import train
 
     config = runs.load_config(trained.root)
@@ -234,7 +246,7 @@ def no_test_images(data: Path) -> str:
 )
 def test_bad_test_images(spoil, trained, tmp_path, capsys):
     copy = runs.clone(trained, tmp_path)
-    # Masks are told by the image they belong to.
+    # The message names the image that the mask belongs to.
     named = spoil(copy.root / "data").replace("ground_truth", "test").replace("_mask.png", ".png")
     assert_refused(capsys, ["evaluate", f"--workdir={copy.workdir}"], named)
     assert not (copy.workdir / "eval/metrics.json").exists()
@@ -245,7 +257,11 @@ def test_bad_test_images(spoil, trained, tmp_path, capsys):
     [
         ("--config.train.steps=3", "--config.train.steps=3: after training, only --config.eval"),
         ("--config.eval.anomaly_map=ssmi", "eval.anomaly_map: one of mse, "),
-        ("--config.eval.mop=ssim", "eval.mop: no such key; did you mean eval.anomaly_map?"),
+        (
+            "--config.eval.anomaly_mop=ssim",
+            "anomaly_mop: no such key; did you mean eval.anomaly_map?",
+        ),
+        ("--config.eval.map=ssim", "eval.map: renamed; use eval.anomaly_map"),
         ("--workdir={empty}", "{empty}/config.json: not found"),
         ("--workdir={empty}/typo", "{empty}/typo/config.json: not found"),
     ],
@@ -304,7 +320,7 @@ def test_huge_pages_are_asked_for_once(monkeypatch):
     monkeypatch.setattr(os, "execv", lambda *words: calls.append(words))
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "pae_jax.main", "train", "--help"])
     monkeypatch.setenv(process.TUNABLES, "")
-    process.restart_with_huge_pages()  # left alone where it is set
+    process.restart_with_huge_pages()  # does nothing, because the variable is set
     assert not calls
     monkeypatch.delenv(process.TUNABLES)
     process.restart_with_huge_pages()

@@ -32,7 +32,7 @@ def test_opacity_is_uniform_with_mass_near_zero(family):
     # A single blob several pixels wide reaches its opacity on a plateau.
     opacity = drawn(mask=family, max_blobs=1, min_axis=0.1, softness=0.1).max(axis=(1, 2))
     assert scipy.stats.kstest(opacity, "uniform").pvalue > 0.01
-    # A share of 0.05 ± 4 standard deviations lies below 0.05.
+    # A fraction of 0.05 ± 4 standard deviations lies below 0.05.
     assert opacity.min() > 0
     assert abs((opacity < 0.05).mean() - 0.05) < 0.04
 
@@ -126,7 +126,7 @@ def test_gradient_noise_is_perlins():
     assert np.abs(expected).max() <= 1 / math.sqrt(2)
 
 
-def test_placement_on_structure_is_half_uniform_half_by_the_squared_gradient():
+def test_placement_on_edges_is_half_uniform_half_by_the_squared_gradient():
     image = np.zeros((8, 10, 3), np.float32)
     image[3:, 6:] = 0.5  # a corner: an edge along row 2, another along column 5
     image[5:, 8:] = 0.75
@@ -136,13 +136,13 @@ def test_placement_on_structure_is_half_uniform_half_by_the_squared_gradient():
     expected = 0.5 / energy.size + 0.5 * energy / energy.sum()
 
     u = (np.indices((400, 400)).reshape(2, -1).T + 0.5) / 400  # a lattice instead of draws
-    place = jax.jit(jax.vmap(lambda v: masks.on_structure(v, jnp.asarray(image))))
+    place = jax.jit(jax.vmap(lambda v: masks.place_on_edges(v, jnp.asarray(image))))
     places = np.asarray(place(u.astype(np.float32)))
     pixels = places.astype(int)
     np.testing.assert_array_equal(places, pixels + 0.5)
-    found = np.zeros(energy.shape)
-    np.add.at(found, tuple(pixels.T), 1 / len(u))
-    np.testing.assert_allclose(found, expected, atol=2 / 400 * expected.max() + 1e-3)
+    frequency = np.zeros(energy.shape)
+    np.add.at(frequency, tuple(pixels.T), 1 / len(u))
+    np.testing.assert_allclose(frequency, expected, atol=2 / 400 * expected.max() + 1e-3)
 
 
 def test_placement_on_a_flat_image_is_uniform():

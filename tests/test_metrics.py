@@ -1,3 +1,5 @@
+"""The exact metrics against their definitions, other implementations, and the legacy variants."""
+
 import itertools
 
 import hypothesis.extra.numpy as hnp
@@ -17,7 +19,7 @@ property_test = settings(deadline=None, max_examples=40, database=None)
 
 
 def oracle(maps, masks, limit=0.3):
-    """The definitions, threshold by threshold, in float64: AUROC, AP, AUPRO, F1-max."""
+    """Returns AUROC, AP, AUPRO and F1-max by their definitions, threshold by threshold."""
     scores = np.concatenate([np.ravel(m).astype(np.float64) for m in maps])
     labels = np.concatenate([np.ravel(m) != 0 for m in masks])
     regions = []
@@ -50,7 +52,7 @@ def values(result):
 
 @st.composite
 def images(draw):
-    """One to four (map, mask) of small sizes with many ties; at least one anomalous pixel."""
+    """Draws one to four small (map, mask) with many ties; at least one pixel is anomalous."""
     count = draw(st.integers(1, 4))
     shapes = [draw(st.tuples(st.integers(1, 5), st.integers(1, 5))) for _ in range(count)]
     maps = [draw(hnp.arrays(np.float32, s, elements=st.integers(-3, 3))) for s in shapes]
@@ -59,16 +61,18 @@ def images(draw):
     return maps, masks
 
 
-# --- numbers that other implementations' own tests state -------------------------------------
+# --- values from the tests of other implementations ------------------------------------------
 
 
 def test_aupro_of_a_ramp():
     ramp = (np.arange(2800) / 2800).reshape(400, 7)
-    one, three = (np.tile(row, (400, 1)) for row in ([0, 0, 0, 1, 0, 0, 0], [0, 1] * 3 + [0]))
+    one_stripe, three_stripes = (
+        np.tile(row, (400, 1)) for row in ([0, 0, 0, 1, 0, 0, 0], [0, 1] * 3 + [0])
+    )
     third = 1 / 3
-    assert metrics.aupro([ramp], [one], limit=third) == pytest.approx(0.1666656, abs=5e-8)
-    assert metrics.aupro([ramp], [three], limit=third) == pytest.approx(0.1666661, abs=5e-8)
-    both = metrics.aupro([ramp, ramp], [one, three], limit=third)
+    assert metrics.aupro([ramp], [one_stripe], limit=third) == pytest.approx(0.1666656, abs=5e-8)
+    assert metrics.aupro([ramp], [three_stripes], limit=third) == pytest.approx(0.1666661, abs=5e-8)
+    both = metrics.aupro([ramp, ramp], [one_stripe, three_stripes], limit=third)
     assert both == pytest.approx(0.1666660, abs=5e-8)
 
 
@@ -199,7 +203,7 @@ def test_invariant_under_chunking(data, size):
     expected = metrics.pixel_metrics(pairs)
     chunks = (pairs[i : i + size] for i in range(0, len(pairs), size))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "_BLOCK", size)
+        patch.setattr(exact, "_BLOCK_SIZE", size)
         result = metrics.pixel_metrics(itertools.chain.from_iterable(chunks))
     np.testing.assert_allclose(values(result), values(expected), atol=1e-15)
     rows = [(m[None, i], k[None, i]) for m, k in pairs for i in range(len(m))]
@@ -236,7 +240,7 @@ def test_equals_scikit_learn_and_float32_does_not_stall():
 
 
 def test_aupimo_weighs_normal_images_alike():
-    # Rates at or above 1, 2: (1/4 + 1/1)/2 and (0 + 1/1)/2; all of the region lies at 1.
+    # Rates at thresholds 1, 2: (1/4 + 1/1)/2 and (0 + 1/1)/2; the whole region has score 1.
     maps = [np.array([[0.0, 0, 0, 1]]), np.array([[2.0]]), np.array([[1.0, 0]])]
     masks = [np.zeros((1, 4)), np.zeros((1, 1)), np.array([[1, 0]])]
     result = metrics.aupimo(maps, masks, bounds=(0.5, 1.0))
@@ -245,14 +249,14 @@ def test_aupimo_weighs_normal_images_alike():
 
 
 def test_aupimo_below_the_smallest_rate():
-    """Above 0 false positives stands what is detected without one, here one pixel of two."""
+    """Below the smallest rate the overlap is that without a false positive: one pixel of two."""
     maps = [np.arange(10.0)[None], np.array([[20.0, 8.5]])]
     masks = [np.zeros((1, 10)), np.ones((1, 2))]
     assert metrics.aupimo(maps, masks, bounds=(0.01, 0.1)).mean == pytest.approx(0.5)
     assert metrics.aupimo(maps, masks, bounds=(0.1, 1.0)).mean == pytest.approx(1.0)
 
 
-# --- stated results at the borders -----------------------------------------------------------
+# --- edge cases -------------------------------------------------------------------------------
 
 
 def test_without_a_class():
@@ -307,14 +311,14 @@ def test_errors_name_the_image():
     with pytest.raises(BadInput, match="bounds"):
         metrics.aupimo(masks, masks, bounds=(1e-3, 1e-4))
     with pytest.raises(BadInput, match="one shape"):
-        exact._ungrouped(np.zeros(3), np.zeros(4))  # Before `auroc` stands the type checker.
+        exact._as_one_region(np.zeros(3), np.zeros(4))  # `auroc` itself is type-checked.
 
 
 # --- legacy variants --------------------------------------------------------------------------
 
 
 def published(maps, masks, dilate):
-    """The common loop over 200 linear thresholds, prediction by prediction."""
+    """Computes AUPRO by the usual loop over 200 linear thresholds."""
     low, high = maps.min(), maps.max()
     rates, overlaps = [], []
     for threshold in np.arange(low, high, (high - low) / 200):
@@ -322,13 +326,13 @@ def published(maps, masks, dilate):
         rates.append((predicted & ~masks).sum() / (~masks).sum())
         overlap = []
         for image, mask in zip(predicted, masks, strict=True):
-            seen = scipy.ndimage.binary_dilation(image, np.ones((5, 5))) if dilate else image
+            detected = scipy.ndimage.binary_dilation(image, np.ones((5, 5))) if dilate else image
             for region in skimage.measure.regionprops(skimage.measure.label(mask)):
-                overlap.append(seen[tuple(region.coords.T)].mean())
+                overlap.append(detected[tuple(region.coords.T)].mean())
         overlaps.append(np.mean(overlap))
     rates, overlaps = np.array(rates), np.array(overlaps)
-    kept = rates < 0.3
-    return sklearn.metrics.auc(rates[kept] / rates[kept].max(), overlaps[kept])
+    below = rates < 0.3
+    return sklearn.metrics.auc(rates[below] / rates[below].max(), overlaps[below])
 
 
 def test_legacy_variants():
@@ -343,7 +347,7 @@ def test_legacy_variants():
     per_image = np.mean([published(maps[[i]], masks[[i]], False) for i in (0, 2)])
     assert legacy.aupro_mean_of_images(maps, masks) == pytest.approx(per_image, abs=1e-12)
     assert dilated > linear + 0.05
-    heavy = np.exp(40 * maps)  # The same order of scores; the definition does not notice.
+    heavy = np.exp(40 * maps)  # The same order of scores, so the definition gives the same value.
     assert metrics.aupro(heavy, masks) == pytest.approx(metrics.aupro(maps, masks), abs=1e-3)
     assert legacy.aupro_linear_200(heavy, masks) < linear - 0.1
     assert np.isnan(legacy.aupro_linear_200(np.zeros_like(maps), masks))

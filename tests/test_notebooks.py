@@ -1,4 +1,4 @@
-"""Each notebook is what its script generates, and runs from start to end at a small size."""
+"""Each notebook equals the output of its script, and runs from start to end at a small size."""
 
 import base64
 import os
@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "colab"))
 
 import generate
 
-# How many each shows.
+# The number of pictures that each notebook shows.
 PICTURES = {"projection": 12}
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -30,13 +30,13 @@ def test_every_script_is_known_here():
 
 @pytest.mark.parametrize("source", generate.SOURCES, ids=lambda source: source.stem)
 def test_the_committed_notebook_is_what_its_script_generates(source):
-    made, found = generate.notebook(source), committed(source.stem)
+    generated, stored = generate.notebook(source), committed(source.stem)
 
     def content(notebook):
         return [(cell.cell_type, cell.source) for cell in notebook.cells]
 
-    assert content(found) == content(made)
-    for cell in found.cells:
+    assert content(stored) == content(generated)
+    for cell in stored.cells:
         assert not cell.get("outputs")
         assert cell.get("execution_count") is None
 
@@ -50,7 +50,7 @@ def test_the_notebook_runs(source, tmp_path, monkeypatch):
     from nbclient import NotebookClient
 
     class ThisPython(AsyncKernelManager):
-        """Starts the Python that runs the tests, whatever kernels are installed."""
+        """Starts the Python that runs the tests, independent of the installed kernels."""
 
         @property
         def kernel_spec(self) -> KernelSpec:
@@ -65,7 +65,7 @@ def test_the_notebook_runs(source, tmp_path, monkeypatch):
         "PAE_NOTEBOOK_SIZE": "16",
         "TMPDIR": str(temporary),
         "IPYTHONDIR": str(tmp_path / "ipython"),
-        # Both trainings and both evaluations compile much the same.
+        # The second training and evaluation compile mostly the same programs as the first.
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -85,7 +85,7 @@ def test_the_notebook_runs(source, tmp_path, monkeypatch):
     pictures = [base64.b64decode(data["image/png"]) for data in shown if "image/png" in data]
     assert len(pictures) == PICTURES[source.stem]
     assert all(picture.startswith(PNG) for picture in pictures)
-    assert not list(workdir.iterdir())  # what it writes goes to a temporary folder
+    assert not list(workdir.iterdir())  # all files go to a temporary folder
     assert list(temporary.glob("pae_*/plain/eval/metrics.json"))
     printed = "".join(o.text for o in outputs if o.output_type == "stream" and o.name == "stdout")
     assert "finished after 4 steps" in printed

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
 
-from pae_jax import rng
+from pae_jax import hyperparameters, rng
 from pae_jax.config import (
+    Config,
     IdempotencyConfig,
     IdentityConfig,
     JacobianConfig,
@@ -47,6 +48,7 @@ ALL = ObjectiveConfig(
     idempotency=IdempotencyConfig(weight=2.0),
     identity=IdentityConfig(weight=3.0),
 )
+NAMES = ("reconstruction", "jacobian", "idempotency", "identity")
 
 
 def _equation_1(reconstruction, target, mask, weight):
@@ -127,6 +129,35 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
     np.testing.assert_allclose(t["identity"], np.mean(bias**2, axis=(1, 2, 3)), rtol=1e-4)
 
 
+def test_weights_replace_the_values_of_the_config_and_may_be_traced():
+    f, batch = Counted(), _batch()
+    config = dataclasses.replace(ALL, noise=0.1)
+    other = dataclasses.replace(
+        config,
+        mask_weight=0.2,
+        noise=0.3,
+        jacobian=JacobianConfig(weight=0.7),
+        idempotency=IdempotencyConfig(weight=0.1),
+        identity=IdentityConfig(weight=4.0),
+    )
+    weights = hyperparameters.from_config(Config(objective=other))
+    traced = jax.jit(lambda weights: objective(f, batch, KEY, config, 0, weights=weights))
+    result, expected = traced(weights), objective(f, batch, KEY, other, 0)
+    assert set(result.terms) == set(NAMES)
+    for name in NAMES:
+        np.testing.assert_allclose(result.terms[name], expected.terms[name], rtol=1e-5)
+    np.testing.assert_allclose(result.loss, expected.loss, rtol=1e-5)
+
+
+def test_the_config_alone_decides_which_terms_are_computed():
+    weights = hyperparameters.from_config(Config(objective=ALL))
+    result = objective(Counted(), _batch(), KEY, ObjectiveConfig(), 0, weights=weights)
+    assert list(result.terms) == ["reconstruction"]
+    everything = dataclasses.replace(ALL, ssim=SsimConfig(weight=1.0))
+    result = objective(Counted(), _batch((2, 12, 12, 3)), KEY, everything, 0)
+    assert list(result.terms) == [*NAMES, "ssim"]
+
+
 def test_the_jacobian_term_is_taken_where_the_config_says():
     batch = _batch()
     for at, x in (("corrupted", batch.corrupted), ("clean", batch.clean)):
@@ -160,14 +191,14 @@ def test_an_image_does_not_depend_on_the_batch_size():
         np.testing.assert_allclose(first.terms[name], term[:1], rtol=1e-5, err_msg=name)
 
 
-def test_noise_moves_equation_1_alone():
+def test_noise_changes_equation_1_alone():
     batch, config = _batch(), dataclasses.replace(ALL, noise=0.2)
     quiet = objective(Counted(), batch, KEY, ALL, 0)
     noisy = objective(Counted(), batch, KEY, config, 0)
-    # The identity is asked for on the manifold, hence without the noise.
+    # The identity penalty is evaluated on the manifold, hence without the noise.
     np.testing.assert_array_equal(noisy.terms["identity"], quiet.terms["identity"])
     assert np.all(noisy.terms["reconstruction"] != quiet.terms["reconstruction"])
-    # One noise for the input and the target: the identity map does not see it.
+    # Input and target get the same noise, which therefore cancels for the identity map.
     for sigma in (0.0, 0.2):
         still = objective(lambda x: x, batch, KEY, ObjectiveConfig(noise=sigma), 0)
         expected = _equation_1(batch.corrupted, batch.clean, batch.mask, 0.5)
@@ -182,17 +213,17 @@ def test_the_noise_forms_predicted_value(float64):
     weights = random.normal(size=(d, d)) / 2
     curvature = random.normal(size=(d, d)) / 2
 
-    def one(x):
+    def f_flat(x):
         return weights @ x + (curvature @ x) ** 2
 
     def f(x):
-        return jax.vmap(one)(x.reshape(-1, d)).reshape(x.shape)
+        return jax.vmap(f_flat)(x.reshape(-1, d)).reshape(x.shape)
 
     clean, corrupted = jnp.asarray(random.random((2, *shape)))
     mask = jnp.asarray(random.random(shape))
 
-    jacobian = jax.jacfwd(one)(corrupted.ravel())
-    laplacian = jnp.trace(jax.hessian(one)(corrupted.ravel()), axis1=1, axis2=2)
+    jacobian = jax.jacfwd(f_flat)(corrupted.ravel())
+    laplacian = jnp.trace(jax.hessian(f_flat)(corrupted.ravel()), axis1=1, axis2=2)
     m = mask.ravel()
     w = 0.5 * (1 - m) ** 2 / jnp.sum(1 - m) + 0.5 * m**2 / jnp.sum(m)
     residual = f(corrupted[None]).ravel() - clean.ravel()
@@ -206,13 +237,13 @@ def test_the_noise_forms_predicted_value(float64):
     @jax.jit
     def run():
         config = ObjectiveConfig(noise=sigma)
-        # What the identity returns is x̂ + σε: the noise, for the first-order term below.
+        # The identity map returns x̂ + σε; this gives the noise for the first-order term below.
         noise = objective(lambda x: x, batch, KEY, config, 0).reconstruction - batch.corrupted
         return objective(f, batch, KEY, config, 0).loss, noise.reshape(copies, d)
 
     noisy, noise = run()
     quiet = objective(f, CorruptedBatch(*(a[:1] for a in batch)), KEY, ObjectiveConfig(), 0).loss
-    # Of mean zero; subtracted to shrink the variance.
+    # The first-order term has mean 0 and is subtracted to reduce the variance.
     first_order = noise @ (2 * (w * residual) @ (jacobian - jnp.eye(d)))
     gain = noisy - quiet - first_order
     standard_error = jnp.std(gain) / np.sqrt(copies)
@@ -221,14 +252,14 @@ def test_the_noise_forms_predicted_value(float64):
     assert abs(extra) > 0.1 * square  # without its extra term the prediction would be wrong
 
 
-def test_every_image_has_probes_of_its_own():
+def test_probes_differ_between_images():
     config = ObjectiveConfig(jacobian=JacobianConfig(weight=1.0, distribution="gaussian"))
     batch = CorruptedBatch(*(jnp.broadcast_to(a[:1], a.shape) for a in _batch()))
     terms = objective(lambda x: 0 * x, batch, KEY, config, 0).terms["jacobian"]
     assert len(np.unique(terms)) == len(terms)
 
 
-def test_with_keys_per_image_a_part_of_a_batch_gives_its_part_of_the_result():
+def test_keys_per_image_give_the_same_result_for_a_part_of_the_batch():
     config = dataclasses.replace(ALL, noise=0.1)
     batch, keys = _batch(), rng.example_keys(KEY, SHAPE[0])
     whole = objective(Counted(), batch, keys, config, 0).loss
@@ -245,17 +276,17 @@ def test_the_ssim_term_against_scikit_image():
     def loss(scale):
         return objective(lambda x: scale * x, batch, KEY, config, 0).loss
 
-    found = jax.jit(loss)(0.5)
+    actual = jax.jit(loss)(0.5)
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     expected = [
         1 - structural_similarity(f, x, data_range=1.0, channel_axis=-1, full=True, **options)[1]
         for f, x in zip(np.float64(0.5 * corrupted), np.float64(clean), strict=True)
     ]
-    np.testing.assert_allclose(found, np.mean(expected, axis=(1, 2, 3)), rtol=1e-4)
+    np.testing.assert_allclose(actual, np.mean(expected, axis=(1, 2, 3)), rtol=1e-4)
     step = 1e-2
     slope = (loss(0.5 + step) - loss(0.5 - step)) / (2 * step)
     np.testing.assert_allclose(jax.jacfwd(loss)(0.5), slope, rtol=0.02)
-    # At its minimum: 0, with a finite slope of 0.
+    # The minimum is 0, and its slope is 0 and finite.
     same = CorruptedBatch(clean, clean, batch.mask)
     value, slope = jax.value_and_grad(
         lambda scale: objective(lambda x: scale * x, same, KEY, config, 0).loss.sum()
@@ -263,8 +294,8 @@ def test_the_ssim_term_against_scikit_image():
     assert (value, slope) == (0, 0)
 
 
-def test_what_compares_with_the_target_is_kept_without_penalties():
-    config = dataclasses.replace(ALL, weight=0.3, noise=0.1, ssim=SsimConfig(weight=2.0))
+def test_without_penalties_keeps_the_terms_that_compare_with_the_target():
+    config = dataclasses.replace(ALL, mask_weight=0.3, noise=0.1, ssim=SsimConfig(weight=2.0))
     assert without_penalties(config) == ObjectiveConfig(
         mask_weight=0.3, ssim=SsimConfig(weight=2.0)
     )

@@ -1,4 +1,4 @@
-"""Batches: a pure function of seed and step, whatever the processes, threads and restarts."""
+"""Batches: a pure function of seed and step for any processes, threads and restarts."""
 
 import numpy as np
 import pytest
@@ -14,15 +14,15 @@ TEXTURES = np.arange(M, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8,
 
 
 def take(count, **options):
-    """Batches of single steps, whatever the elements' number of steps."""
+    """Returns the batches of single steps, for any number of steps per element."""
     options = {"seed": 3, "batch_size": 4} | options
-    found = []
+    steps = []
     for element in batches(IMAGES, TEXTURES, **options):
         assert len(element["image"]) == len(element["texture"]) == options.get("steps", 1)
         for image, texture in zip(element["image"], element["texture"], strict=True):
-            found.append({"image": image, "texture": texture})
-        if len(found) >= count:
-            return found[:count]
+            steps.append({"image": image, "texture": texture})
+        if len(steps) >= count:
+            return steps[:count]
 
 
 def assert_same(left, right):
@@ -43,12 +43,12 @@ def test_shapes_and_content():
 
 
 @pytest.mark.parametrize("start", [1, 4, 9])
-def test_resumed_equals_undisturbed(start):
+def test_resumed_equals_uninterrupted(start):
     assert_same(take(12)[start:], take(12 - start, start_step=start))
 
 
 def test_threads_do_not_matter():
-    assert_same(take(20, workers=1), take(20, workers=8))
+    assert_same(take(20, num_threads=1), take(20, num_threads=8))
 
 
 @pytest.mark.parametrize("start", [0, 6])
@@ -105,7 +105,7 @@ def test_every_image_and_texture_once_an_epoch():
 def test_seeds_and_streams_are_independent():
     first, second = sequence(N * 3, 1, seed=0)[0], sequence(N * 3, 1, seed=1)[0]
     assert (first != second).any()
-    # Not the same epochs at another time, either.
+    # The epochs of one seed do not appear later in the other, either.
     epochs = {tuple(e) for s in (first, second) for e in s.reshape(3, N)}
     assert len(epochs) == 6
     image, texture = index_batch(50, 50, seed=0, batch_size=50, step=0)
@@ -121,7 +121,7 @@ def test_orders_are_uniform():
 
 
 def test_the_order_is_pinned():
-    # For all versions and machines: a resumed run continues the order it began with.
+    # The same for all versions and machines: a resumed run continues the order it began with.
     image, texture = index_batch(7, 3, seed=11, batch_size=9, step=2)
     assert image.tolist() == [3, 5, 6, 2, 6, 0, 1, 4, 5]
     assert texture.tolist() == [0, 1, 2, 1, 2, 0, 1, 2, 0]

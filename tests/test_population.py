@@ -1,4 +1,4 @@
-"""Members of a population are what they would be alone."""
+"""A member of a population is trained as it would be alone."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ import runs
 from data_pipelines.errors import BadInput
 from pae_jax import config, main, population, train
 from pae_jax.workdir import logs
-from pae_jax.workdir.run import Run
+from pae_jax.workdir.run import Recorder
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 
@@ -41,31 +41,33 @@ def assert_close(workdir, other):
 
 @pytest.fixture(scope="module")
 def alone(trained, tmp_path_factory):
-    """The workdir of a member trained by itself, made when first asked for."""
-    made = {}
+    """Returns the workdir of a member trained alone; trains it once."""
+    workdirs = {}
 
     def workdir(settings: config.Config):
-        if settings not in made:
-            made[settings] = tmp_path_factory.mktemp("alone")
-            assert train.train_and_evaluate(settings, made[settings]).outcome == train.FINISHED
-        return made[settings]
+        if settings not in workdirs:
+            workdirs[settings] = tmp_path_factory.mktemp("alone")
+            assert train.train_and_evaluate(settings, workdirs[settings]).outcome == train.FINISHED
+        return workdirs[settings]
 
     return workdir
 
 
-def test_eight_on_eight_devices_and_no_word_between_them(trained, alone, tmp_path, monkeypatch):
+def test_eight_members_on_eight_devices_without_communication(
+    trained, alone, tmp_path, monkeypatch
+):
     configs = [member(trained.root, seed) for seed in range(6)]
     configs += [member(trained.root, 0, objective__mask_weight=0.2, optimizer__learning_rate=3e-3)]
     configs += [member(trained.root, 1, objective__mask_weight=0.9)]
     programs = []
-    begin = population.Population.begin
+    start = population.Population.start
 
     def watched(self, members):
         programs.append(self)
-        return begin(self, members)
+        return start(self, members)
 
-    monkeypatch.setattr(population.Population, "begin", watched)
-    members = [(one, tmp_path / str(i)) for i, one in enumerate(configs)]
+    monkeypatch.setattr(population.Population, "start", watched)
+    members = [(settings, tmp_path / str(i)) for i, settings in enumerate(configs)]
     results = population.train_population(members)
     assert [(r.outcome, r.step) for r in results] == [(train.FINISHED, 10)] * 8
     (program,) = programs
@@ -79,9 +81,9 @@ def test_eight_on_eight_devices_and_no_word_between_them(trained, alone, tmp_pat
     assert (tmp_path / "3/metrics.jsonl").read_text().count('"train/loss"') == 10
 
 
-@pytest.mark.parametrize("how", ["unroll", "map", "vmap"])
-def test_more_members_than_devices_and_penalties_of_their_own(
-    trained, alone, tmp_path, monkeypatch, how
+@pytest.mark.parametrize("mapping", ["unroll", "map", "vmap"])
+def test_more_members_than_devices_with_different_penalty_weights(
+    trained, alone, tmp_path, monkeypatch, mapping
 ):
     devices = jax.local_devices()[:2]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
@@ -90,41 +92,34 @@ def test_more_members_than_devices_and_penalties_of_their_own(
     members = [
         (
             dataclasses.replace(
-                one, sharding=dataclasses.replace(one.sharding, population=how, members=4)
+                settings, population=config.PopulationConfig(members_per_program=4, mapping=mapping)
             ),
             tmp_path / str(i),
         )
-        for i, one in enumerate(configs)
+        for i, settings in enumerate(configs)
     ]
-    assert population.group_runs([one for one, _ in members]) == [[0, 1, 2, 3]]
+    assert population.group_runs([settings for settings, _ in members]) == [[0, 1, 2, 3]]
     population.train_population(members)
     for (_, workdir), settings in zip(members[::3], configs[::3], strict=True):
         assert_close(workdir, alone(settings))
 
 
-def test_an_interrupted_population_goes_on_from_a_common_step(
+def test_an_interrupted_population_resumes_from_a_common_step(
     trained, alone, tmp_path, monkeypatch
 ):
     configs = [member(trained.root, seed) for seed in (0, 1)]
-    members = [(one, tmp_path / str(i)) for i, one in enumerate(configs)]
-    save = population.Run.save
+    members = [(settings, tmp_path / str(i)) for i, settings in enumerate(configs)]
+    save, first = Recorder.save, None
     with monkeypatch.context() as patch:
 
         def broken(self, step, state):
+            nonlocal first
+            first = first or self
             if self is not first and step == 10:
                 raise KeyboardInterrupt
             save(self, step, state)
 
-        first = None
-        enter = Run.__enter__
-
-        def entered(self):
-            nonlocal first
-            first = first or self
-            return enter(self)
-
-        patch.setattr(Run, "__enter__", entered)
-        patch.setattr(Run, "save", broken)
+        patch.setattr(Recorder, "save", broken)
         with pytest.raises(KeyboardInterrupt):
             population.train_population(members)
     assert [runs.read_state(workdir)[0] for _, workdir in members] == [10, 5]
@@ -133,9 +128,9 @@ def test_an_interrupted_population_goes_on_from_a_common_step(
         assert_close(workdir, alone(settings))
 
 
-def test_one_that_diverges_leaves_the_others_alone(trained, alone, tmp_path, monkeypatch):
+def test_a_member_that_diverges_does_not_affect_the_others(trained, alone, tmp_path, monkeypatch):
     configs = [member(trained.root, 0), member(trained.root, 1, optimizer__learning_rate=1e30)]
-    members = [(one, tmp_path / str(i)) for i, one in enumerate(configs)]
+    members = [(settings, tmp_path / str(i)) for i, settings in enumerate(configs)]
     results = population.train_population(members)
     assert [result.outcome for result in results] == [train.FINISHED, train.DIVERGED]
     assert results[1].step <= 3
@@ -143,7 +138,7 @@ def test_one_that_diverges_leaves_the_others_alone(trained, alone, tmp_path, mon
     assert_close(tmp_path / "0", alone(configs[0]))
 
 
-def test_what_can_share_a_program(trained, tmp_path):
+def test_program_keys_and_groups(trained, tmp_path):
     plain = member(trained.root, 0)
     same = [
         member(trained.root, 3, data__category="x", objective__mask_weight=0.1),
@@ -154,32 +149,37 @@ def test_what_can_share_a_program(trained, tmp_path):
         member(trained.root, 0, data__size=32),
         member(trained.root, 0, data__augmentation="flips"),
     ]
-    assert all(population.program_key(one) == population.program_key(plain) for one in same)
-    assert len({population.program_key(one) for one in [plain, *other]}) == 4
+    assert all(
+        population.program_key(settings) == population.program_key(plain) for settings in same
+    )
+    assert len({population.program_key(settings) for settings in [plain, *other]}) == 4
     both = [member(trained.root, 0, objective__noise=noise) for noise in (0.1, 0.2)]
     assert population.group_runs([plain, both[0], same[0], both[1]]) == [[0, 2], [1, 3]]
-    narrow = [dataclasses.replace(plain, sharding=config.ShardingConfig(members=2))] * 5
+    narrow = [
+        dataclasses.replace(plain, population=config.PopulationConfig(members_per_program=2))
+    ] * 5
     assert population.group_runs(narrow) == [[0, 1], [2, 3], [4]]
-    with pytest.raises(BadInput, match=r"/b: differs from .*/a in more than objective\.weight, "):
+    with pytest.raises(
+        BadInput, match=r"/b: differs from .*/a in more than objective\.mask_weight, "
+    ):
         population.train_population([(plain, tmp_path / "a"), (other[1], tmp_path / "b")])
     assert not list(tmp_path.iterdir())
 
 
-def test_a_stop_holds_for_the_programs_to_come(trained, tmp_path, monkeypatch):
-    """Members of one kind may need two programs, here with and without data on the device."""
-    places = iter((True, False))
-    driven = []
+def test_a_stop_also_holds_for_the_programs_not_yet_started(trained, tmp_path, monkeypatch):
+    """Members with one program key may need two programs, here by where their data are kept."""
+    on_device = iter((True, False))
+    trained_together = []
 
-    def drive(group, program):
-        driven.append([run.workdir.name for run in group])
-        for run in group:
-            run.end(train.STOPPED, 7)
+    def run_loop(group, trainer):
+        trained_together.append([run.workdir.name for run in group])
+        return [train.TrainResult(train.STOPPED, 7, {}) for _ in group]
 
-    monkeypatch.setattr("pae_jax.workdir.run.is_resident", lambda *_: next(places))
-    monkeypatch.setattr(population, "drive", drive)
+    monkeypatch.setattr("pae_jax.devices.batches.is_resident", lambda *_: next(on_device))
+    monkeypatch.setattr(population, "run_loop", run_loop)
     members = [(member(trained.root, seed), tmp_path / str(seed)) for seed in (0, 1)]
     results = population.train_population(members)
-    assert driven == [["0"]]
+    assert trained_together == [["0"]]
     assert [tuple(result[:2]) for result in results] == [(train.STOPPED, 7), (train.STOPPED, 0)]
 
 
@@ -220,9 +220,17 @@ def test_all_categories_of_a_config_by_one_command(trained, alone, tmp_path, cap
     assert "one or two, not 'three'" in capsys.readouterr().err
 
 
-def test_the_log_of_a_member_is_its_own(trained, tmp_path):
+def test_every_member_has_a_separate_log(trained, tmp_path, messages):
     members = [(member(trained.root, seed), tmp_path / str(seed)) for seed in (0, 1)]
     population.train_population(members)
     texts = [(workdir / "metrics.jsonl").read_text() for _, workdir in members]
     assert texts[0] != texts[1]
-    assert logs._lasts(texts[0].splitlines()[1], 10)
+    _, leaves = runs.read_state(tmp_path / "0")
+    # Parameters and the two moments of Adam, besides three counters of steps.
+    size = (sum(leaf.size for leaf in leaves) - 3) // 3
+    assert messages[:3] == [
+        f"training: 2 runs as one program, {tmp_path / '0'} to {tmp_path / '1'}",
+        "devices: 2 of 8 cpu, mesh member=2",
+        f"parameters: {size:,}",
+    ]
+    assert logs._is_kept(texts[0].splitlines()[1], 10)

@@ -1,4 +1,4 @@
-"""The drawn images: deterministic, varied, and with masks that are exact."""
+"""The drawn images: deterministic, varied, and with exact masks."""
 
 import io
 import pickle
@@ -37,23 +37,23 @@ def test_files_are_encoded_lazily_and_repeat():
 
 
 def test_normal_images_vary():
-    means = {
+    images = {
         procedural.draw(c, s, "good", i)[0].tobytes()
         for c in procedural.PATTERNS
         for s in ("train", "test")
         for i in range(4)
     }
-    assert len(means) == 16
+    assert len(images) == 16
 
 
 @pytest.mark.parametrize("category", procedural.PATTERNS)
 @pytest.mark.parametrize("defect", procedural.DEFECTS)
 def test_masks_are_exact(category, defect, monkeypatch):
     drawn = [procedural.draw(category, "test", defect, i) for i in range(4)]
-    make = procedural.DEFECTS[defect]
+    draw_defect = procedural.DEFECTS[defect]
 
     def unchanged(rng, y, x):
-        return np.zeros((2, *y.shape)), lambda colours: colours, make(rng, y, x)[2]
+        return np.zeros((2, *y.shape)), lambda colours: colours, draw_defect(rng, y, x)[2]
 
     monkeypatch.setitem(procedural.DEFECTS, defect, unchanged)
     for i, (image, mask) in enumerate(drawn):

@@ -36,10 +36,10 @@ def _exact(parameters, x):
     """‖J − I‖²_F of every image, from the full Jacobian."""
     d = x[0].size
 
-    def one(image):
+    def f_flat(image):
         return _network(parameters, image.reshape(1, *SHAPE[1:])).ravel()
 
-    jacobians = jax.vmap(jax.jacfwd(one))(x.reshape(-1, d))
+    jacobians = jax.vmap(jax.jacfwd(f_flat))(x.reshape(-1, d))
     return jnp.sum((jacobians - jnp.eye(d)[None]) ** 2, axis=(1, 2))
 
 
@@ -67,7 +67,7 @@ def test_the_mean_over_probes_is_the_exact_norm(float64, distribution, probes):
     assert np.all(standard_error < 0.02 * exact)
 
 
-def test_a_diagonal_jacobian_is_met_exactly_by_one_rademacher_probe(float64):
+def test_one_rademacher_probe_is_exact_for_a_diagonal_jacobian(float64):
     x = _images()
     value, penalty = jacobian_identity(jnp.square, x, KEY, form="squared")
     np.testing.assert_array_equal(value, x**2)
@@ -132,7 +132,7 @@ def test_the_identity_has_no_penalty_and_a_finite_gradient(form, probes):
     assert gradient == 0
 
 
-def test_an_inactive_penalty_is_zero_and_still_brings_the_value(float64):
+def test_an_inactive_penalty_is_zero_and_f_is_still_evaluated(float64):
     parameters, x = _parameters(), _images()
 
     @jax.jit
@@ -206,5 +206,5 @@ def test_identity_is_the_squared_bias(float64):
     )
 
 
-def test_the_fixed_point_is_part_of_the_module():
+def test_the_module_exports_the_fixed_point():
     assert projection.fixed_point is fixed_point_module.fixed_point

@@ -54,19 +54,19 @@ class Page(HTMLParser):
         ]
 
 
-def entry(name, kind, score, **changes):
+def entry(name, type_, score, **changes):
     rng = np.random.default_rng(len(name))
     picture = rng.integers(0, 256, (20, 30, 3), np.uint8)
     values = {
         "name": name,
-        "type": kind,
-        "label": kind != "good",
+        "type": type_,
+        "label": type_ != "good",
         "score": score,
         "scores": {"sum": score, "max": score / 10},
         "image": picture,
         "reconstruction": picture // 2,
         "map": rng.uniform(0, 0.4, (20, 30)).astype(np.float32),
-        "mask": None if kind == "good" else np.eye(20, 30, dtype=bool),
+        "mask": None if type_ == "good" else np.eye(20, 30, dtype=bool),
     }
     return ImageEntry(**(values | changes))
 
@@ -83,7 +83,7 @@ def content(images, **changes):
             "precision_recall": (np.array([0, 0.5, 1.0]), np.array([1, 1.0, 0.6])),
         },
         "threshold": 4.5,
-        "score_kind": "sum",
+        "image_score": "sum",
         "images": iter(images),
     }
     return Report(**(values | changes))
@@ -106,8 +106,8 @@ def page(tmp_path_factory):
 
 
 def table(page, **attrs):
-    (found,) = page.find("table", **attrs)
-    return found
+    (element,) = page.find("table", **attrs)
+    return element
 
 
 def rows(page):
@@ -116,28 +116,28 @@ def rows(page):
 
 
 def picture(cell):
-    kind, _, data = cell["attrs"]["src"].partition(";base64,")
+    media_type, _, data = cell["attrs"]["src"].partition(";base64,")
     image = Image.open(io.BytesIO(base64.b64decode(data)))
-    assert kind == f"data:image/{image.format.lower()}"
+    assert media_type == f"data:image/{image.format.lower()}"
     return np.asarray(image)
 
 
 def test_rows_stand_in_order_of_falling_score(page):
-    found = rows(page)
-    assert [page.find("th", inside=r)[0]["text"] for r in found] == [
+    images = rows(page)
+    assert [page.find("th", inside=r)[0]["text"] for r in images] == [
         "crack/000.png",
         "dent/000.png",
         "good/001.png",
         "crack/001.png",
         "good/000.png",
     ]
-    values = [page.find("td", inside=r)[2]["attrs"]["data-value"] for r in found]
+    values = [page.find("td", inside=r)[2]["attrs"]["data-value"] for r in images]
     assert [float(v) for v in values] == [9.0, 7.5, 5.0, 4.5, 1.0]
 
 
 def test_decisions_are_marked_and_counted(page):
-    found = [(r["attrs"]["data-type"], r["attrs"]["data-decision"]) for r in rows(page)]
-    assert found == [
+    outcomes = [(r["attrs"]["data-type"], r["attrs"]["data-decision"]) for r in rows(page)]
+    assert outcomes == [
         ("crack", "right"),
         ("dent", "right"),
         ("good", "wrong"),
@@ -199,6 +199,23 @@ def test_tables_hold_the_values(page):
     assert terms == ["config", "versions.jax", "seeds", "abc123", "0.0.1", "[0, 1]"]
 
 
+def test_undefined_intervals_are_left_out(tmp_path):
+    path = tmp_path / "report.html"
+    nan = float("nan")
+    html.write_report(path, content([], metrics={"a": (0.5, nan, nan), "b": (0.25, 0.125, 0.375)}))
+    texts = [r["text"] for r in Page(path.read_text()).find("tr")]
+    assert "a0.5000" in texts and "b0.25000.1250–0.3750" in texts
+    html.write_report(path, content([], metrics={"a": (0.5, nan, nan)}))
+    assert "95 %" not in path.read_text()
+
+
+def test_filters_are_hidden_without_scripts(page):
+    """The style sheet must repeat the attribute, since its `display` would override it."""
+    (form,) = page.find("form")
+    assert "hidden" in form["attrs"]
+    assert ".filters[hidden] { display: none; }" in page.find("style")[0]["text"]
+
+
 def test_charts_are_drawn_with_the_operating_point(page):
     labels = [s["attrs"].get("aria-label") for s in page.find("svg", role="img")]
     assert len(labels) == 3 and "threshold 4.5" in labels[0]
@@ -208,7 +225,7 @@ def test_charts_are_drawn_with_the_operating_point(page):
     assert bars.count("good") == 2 and bars.count("defective") == 3
 
 
-def test_page_reaches_for_nothing_outside(tmp_path):
+def test_page_loads_nothing_from_outside(tmp_path):
     path = tmp_path / "report.html"
     html.write_report(path, content([*IMAGES, entry(HOSTILE, "crack", 2.0)]))
     text = path.read_text()
@@ -236,7 +253,7 @@ def test_text_is_escaped(tmp_path):
             per_type=[{"type": HOSTILE, HOSTILE: 1.0}],
             diagnostics={HOSTILE: 1.0},
             provenance={"nested": hostile},
-            score_kind=HOSTILE,
+            image_score=HOSTILE,
             threshold_source=HOSTILE,
             notes=[HOSTILE],
         ),
@@ -256,8 +273,8 @@ def test_heat_maps_share_one_scale(tmp_path):
     bright = np.full((20, 30), 0.8, np.float32)
     grey = np.full((20, 30, 3), 100, np.uint8)
     images = [
-        entry(str(i), "good", 1.0 + i, map=bright * share, image=grey)
-        for i, share in enumerate((1.0, 0.5, 0.25))
+        entry(str(i), "good", 1.0 + i, map=bright * factor, image=grey)
+        for i, factor in enumerate((1.0, 0.5, 0.25))
     ]
     path = tmp_path / "report.html"
     html.write_report(path, content(images))
@@ -326,8 +343,8 @@ def test_long_curves_are_thinned_without_a_visible_change():
     full = charts.roc(np.array([0.0, 1.0]), np.array([0.0, 1.0]), None)
     (ends,) = re.findall(r'<polyline class="curve" points="([^"]*)"', full)
     (left, bottom), (right, top) = (map(float, p.split(",")) for p in ends.split())
-    share = (points - (left, bottom)) / (right - left, top - bottom)
-    np.testing.assert_allclose(share[:, 1] ** 2, share[:, 0], atol=2e-3)
+    fraction = (points - (left, bottom)) / (right - left, top - bottom)
+    np.testing.assert_allclose(fraction[:, 1] ** 2, fraction[:, 0], atol=2e-3)
     assert np.abs(np.diff(points, axis=0)).max() < 1
 
 
@@ -352,7 +369,7 @@ def test_precision_recall_is_drawn_in_steps():
     ("low", "high", "smallest"),
     [(0.0, 1.0, 0.0), (8991.0, 27190.0, 0.0), (-0.3, 1e-4, 0.0), (0.0, 3.0, 1.0), (0.0, 1.0, 1.0)],
 )
-def test_ticks_are_round_and_enclose(low, high, smallest):
+def test_ticks_are_round_and_enclose_the_values(low, high, smallest):
     ticks = charts._ticks(low, high, smallest)
     steps = np.diff(ticks)
     assert ticks[0] <= low and ticks[-1] >= high and 2 <= len(ticks) <= 8

@@ -1,4 +1,4 @@
-"""benchmarks/results.py and results_cases.py: what becomes of a run that was evaluated."""
+"""experiments/results.py and results_cases.py: the record of an evaluated run, and its page."""
 
 import importlib
 import io
@@ -17,7 +17,8 @@ from sklearn.metrics import average_precision_score
 import runs
 from data_pipelines.dataset import open_test
 from data_pipelines.errors import BadInput
-from pae_jax import detection, main, predict
+from pae_jax import detection, main
+from pae_jax.config_schema import SCHEMA
 from pae_jax.workdir import files, trained_model
 
 PROJECT = Path(__file__).parents[1]
@@ -31,14 +32,14 @@ class Modules(NamedTuple):
 @pytest.fixture(scope="module")
 def modules():
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(PROJECT / "benchmarks")
+        patch.syspath_prepend(PROJECT / "experiments")
         names = ("results", "results_cases")
         yield Modules(*(importlib.import_module(name) for name in names))
 
 
 @pytest.fixture(scope="module")
 def evaluated(trained, tmp_path_factory) -> runs.Run:
-    """The trained run, evaluated by other settings than it was trained with."""
+    """The trained run, evaluated with other settings than those of its config."""
     run = runs.clone(trained, tmp_path_factory.mktemp("evaluated"))
     words = ["--config.eval.image_score=topk", "--config.eval.smoothing_fraction=0.2"]
     assert main.main(["evaluate", f"--workdir={run.workdir}", *words]) == 0
@@ -66,32 +67,33 @@ def strings(value):
         yield value
 
 
-def test_a_record_holds_what_the_run_says(taken_up, evaluated):
-    found = read(taken_up / "docs/results/tile/record.json")
+def test_a_record_holds_the_numbers_of_the_run(taken_up, evaluated):
+    record = read(taken_up / "docs/results/tile/record.json")
     metrics = read(evaluated.workdir / "eval/metrics.json")
     provenance = metrics.pop("provenance")
-    assert found["metrics"] == metrics
-    assert found["config"]["eval"] == provenance["config"]["eval"]
-    assert found["config"]["eval"]["score"] == "topk"
-    assert found["config"]["data"]["root"] == "data"
-    assert found["config"]["data"]["textures"] == "textures"
+    assert record["schema"] == metrics.pop("schema") == SCHEMA
+    assert record["metrics"] == metrics
+    assert record["config"]["eval"] == provenance["config"]["eval"]
+    assert record["config"]["eval"]["image_score"] == "topk"
+    assert record["config"]["data"]["root"] == "data"
+    assert record["config"]["data"]["textures"] == "textures"
     for key in ("commit", "versions", "seeds", "config_hash", "device"):
-        assert found[key] == provenance[key]
+        assert record[key] == provenance[key]
     data = read(evaluated.workdir / "data.json")
-    assert found["data"]["training_images"] == data["training_images"]
-    assert found["data"]["held_out_images"] == len(data["held_out_names"])
-    assert found["training"]["steps"] == runs.STEPS
+    assert record["data"]["training_images"] == data["training_images"]
+    assert record["data"]["held_out_images"] == len(data["held_out_names"])
+    assert record["training"]["steps"] == runs.STEPS
     lines = map(json.loads, (evaluated.workdir / "metrics.jsonl").read_text().splitlines())
     seconds = [line["speed/step_seconds"] for line in lines if "train/loss" in line]
     assert len(seconds) == runs.STEPS
-    assert found["training"]["minutes"] == pytest.approx(sum(seconds) / 60)
-    assert re.fullmatch(r".+, \d+ cores", found["machine"])
+    assert record["training"]["minutes"] == pytest.approx(sum(seconds) / 60)
+    assert re.fullmatch(r".+, \d+ cores", record["machine"])
 
 
-def test_no_path_of_the_machine_is_kept(taken_up, evaluated):
+def test_records_hold_no_paths(taken_up, evaluated):
     record = read(taken_up / "docs/results/tile/record.json")
     assert not [text for text in strings(record) if Path(text).is_absolute()]
-    assert "cache" not in record["config"]["data"]
+    assert "cache_dir" not in record["config"]["data"]
     for path in (taken_up / "docs/results/tile/record.json", taken_up / "RESULTS.md"):
         text = path.read_text()
         for part in (*evaluated.root.parts[1:-1], *taken_up.parts[1:]):
@@ -108,10 +110,10 @@ def test_no_path_of_the_machine_is_kept(taken_up, evaluated):
         ("", ""),
     ],
 )
-def test_of_a_path_the_last_part_stays(modules, path, kept):
-    config = {"data": {"root": path, "textures": path, "cache": path, "size": 1}, "train": {}}
-    found = modules.results._without_paths(config)
-    assert found == {"data": {"root": kept, "textures": kept, "size": 1}, "train": {}}
+def test_paths_are_cut_to_their_last_part(modules, path, kept):
+    data = {"root": path, "textures": path, "cache_dir": path, "height": 1}
+    shortened = modules.results._without_paths({"data": data, "train": {}})
+    assert shortened == {"data": {"root": kept, "textures": kept, "height": 1}, "train": {}}
 
 
 def test_the_page_is_made_again_byte_for_byte(modules, taken_up, capsys):
@@ -124,23 +126,23 @@ def test_the_page_is_made_again_byte_for_byte(modules, taken_up, capsys):
     assert capsys.readouterr().out.split() == [str(page)]
 
 
-def test_the_cases_are_ordered_by_their_own_average_precision(taken_up, evaluated):
+def test_cases_are_sorted_by_average_precision_within_the_image(taken_up, evaluated):
     cases = read(taken_up / "docs/results/tile/record.json")["cases"]
     model = trained_model.load(
         evaluated.workdir,
         ["--config.eval.image_score=topk", "--config.eval.smoothing_fraction=0.2"],
     )
     test = open_test(model.config.data.spec, channels=model.channels)
-    found = list(detection.detect_all(model.params, test.images, model.config))
+    detections = list(detection.detect_all(model.params, test.images, model.config))
     precision = {
-        name: average_precision_score(test.masks[i].ravel(), found[i].map.ravel())
+        name: average_precision_score(test.masks[i].ravel(), detections[i].map.ravel())
         for i, name in enumerate(test.names)
         if test.labels[i]
     }
     order = sorted(precision, key=precision.__getitem__, reverse=True)
     scores = {
-        name: float(one.scores["topk"])
-        for name, one, label in zip(test.names, found, test.labels, strict=True)
+        name: float(detected.scores["topk"])
+        for name, detected, label in zip(test.names, detections, test.labels, strict=True)
         if not label
     }
     top = max(scores, key=scores.__getitem__)
@@ -159,14 +161,14 @@ def test_the_cases_are_ordered_by_their_own_average_precision(taken_up, evaluate
     np.testing.assert_array_equal(pixels[60:, :16, 0] > 127, test.masks[best])
 
 
-def test_best_median_and_worst_by_hand(modules):
+def test_selected_cases_agree_with_those_by_hand(modules):
     figures = np.array([0.1, np.nan, 0.9, 0.5, 0.5, 0.3, 0.8, np.nan, 0.2, 0.7])
     scores = np.array([0, 9, 0, 1, 2, 0, 0, 4, 0, 0.0])
     labels = ~np.isnan(figures)
     labels[1] = True  # defective, with an empty mask
-    found = modules.cases.choose(figures, scores, labels)
-    # By figure: 2 6 9 4 3 5 8 0, the equal ones by score.
-    assert [(case.kind, case.index) for case in found] == [
+    cases = modules.cases.choose(figures, scores, labels)
+    # By figure: 2 6 9 4 3 5 8 0, equal figures by score.
+    assert [(case.name, case.index) for case in cases] == [
         ("best", 2),
         ("best", 6),
         ("median", 4),
@@ -177,7 +179,7 @@ def test_best_median_and_worst_by_hand(modules):
     ]
 
 
-def test_without_masks_the_share_of_normal_images_below_orders(modules, evaluated, tmp_path):
+def test_without_masks_cases_are_sorted_by_rank_among_normal_images(modules, evaluated, tmp_path):
     run = runs.clone(evaluated, tmp_path)
     shutil.rmtree(run.root / "data/ground_truth")
     assert main.main(["evaluate", f"--workdir={run.workdir}"]) == 0
@@ -194,18 +196,18 @@ def test_without_masks_the_share_of_normal_images_below_orders(modules, evaluate
     assert "| crack | 2 |" in (tmp_path / "RESULTS.md").read_text()
 
 
-def test_a_method_without_reconstructions_has_no_row_of_them(modules, evaluated, monkeypatch):
+def test_a_method_without_reconstructions_gets_no_row_for_them(modules, evaluated, monkeypatch):
     rows = modules.cases.find(evaluated.workdir).record["rows"]
     assert rows == ["image", "reconstruction", "anomaly map over the image", "mask"]
     detect_all = detection.detect_all
     monkeypatch.setattr(
-        predict,
+        detection,
         "detect_all",
-        lambda *args: (one._replace(reconstruction=None) for one in detect_all(*args)),
+        lambda *args: (result._replace(reconstruction=None) for result in detect_all(*args)),
     )
-    found = modules.cases.find(evaluated.workdir)
-    assert found.record["rows"] == [rows[0], *rows[2:]]
-    with Image.open(io.BytesIO(found.picture)) as picture:
+    cases = modules.cases.find(evaluated.workdir)
+    assert cases.record["rows"] == [rows[0], *rows[2:]]
+    with Image.open(io.BytesIO(cases.picture)) as picture:
         assert picture.size == (5 * 20 - 4, 3 * 20 - 4)
 
 
@@ -217,7 +219,7 @@ def test_a_large_picture_has_smaller_tiles(modules, evaluated, monkeypatch):
         assert picture.size == (5 * 16 - 4, 4 * 16 - 4)
 
 
-def test_pictures_enter_the_project_on_request_only(modules, taken_up, evaluated):
+def test_pictures_are_copied_into_the_project_only_on_request(modules, taken_up, evaluated):
     beside, page = taken_up / "docs/results/tile/cases.png", taken_up / "RESULTS.md"
     assert not beside.exists() and "![" not in page.read_text()
     word = f"tile={evaluated.workdir}"
@@ -228,7 +230,7 @@ def test_pictures_enter_the_project_on_request_only(modules, taken_up, evaluated
     assert not beside.exists() and "![" not in page.read_text()
 
 
-def test_without_pictures_no_image_is_needed(modules, evaluated, tmp_path):
+def test_no_pictures_needs_no_image(modules, evaluated, tmp_path):
     run = runs.clone(evaluated, tmp_path)
     shutil.rmtree(run.root)
     (run.workdir / "eval/cases.png").unlink(missing_ok=True)
@@ -265,9 +267,7 @@ def assert_refused(modules, capsys, project: Path, words: list[str], *parts: str
     assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
 
 
-def test_bad_workdirs_are_refused_before_anything_is_written(
-    modules, trained, evaluated, tmp_path, capsys
-):
+def test_bad_workdirs_are_refused_before_any_writing(modules, trained, evaluated, tmp_path, capsys):
     good, bad = f"tile={evaluated.workdir}", trained.workdir
     picture = evaluated.workdir / "eval/cases.png"
     picture.unlink(missing_ok=True)
@@ -281,7 +281,9 @@ def test_bad_workdirs_are_refused_before_anything_is_written(
     assert not project.exists() and not picture.exists()
 
 
-def test_an_unfinished_or_foreign_run_is_refused(modules, evaluated, tmp_path, capsys):
+def test_a_run_that_is_unfinished_old_or_from_elsewhere_is_refused(
+    modules, evaluated, tmp_path, capsys
+):
     run = runs.clone(evaluated, tmp_path)
     path = run.workdir / "eval/metrics.json"
     metrics = read(path)
@@ -292,12 +294,15 @@ def test_an_unfinished_or_foreign_run_is_refused(modules, evaluated, tmp_path, c
     metrics["provenance"]["device"]["machine"] = "another"
     path.write_text(json.dumps(metrics))
     assert_refused(modules, capsys, tmp_path, [f"tile={run.workdir}"], "another", "--machine")
+    del metrics["schema"]
+    path.write_text(json.dumps(metrics))
+    assert_refused(modules, capsys, tmp_path, [f"tile={run.workdir}"], "another version")
 
 
 def test_test_images_that_changed_since_are_refused(modules, evaluated, tmp_path, capsys):
     run = runs.clone(evaluated, tmp_path)
     (run.root / "data/test/good/000.png").unlink()
-    trained_model.thresholds(  # kept in the workdir before, so that nothing is written now
+    trained_model.thresholds(  # written before, so that the command itself writes nothing
         run.workdir, trained_model.load(run.workdir, ["--config.eval.image_score=topk"])
     )
     words = [f"tile={run.workdir}"]
@@ -315,7 +320,7 @@ def test_minutes_count_each_mean_for_its_steps(modules, tmp_path):
         {"step": 100, "speed/step_seconds": 0.2},
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    # Those behind the last mean count by the median of the means.
+    # Steps after the last mean count with the median of the means.
     assert modules.results._minutes(path, 120) == pytest.approx((5 + 10 + 3) / 60)
     path.write_text(json.dumps(lines[0]) + "\n")
     assert modules.results._minutes(path, 120) is None
@@ -324,9 +329,14 @@ def test_minutes_count_each_mean_for_its_steps(modules, tmp_path):
         modules.results._minutes(path, 120)
 
 
-def test_a_broken_record_is_named(modules, tmp_path, capsys):
+def test_a_broken_or_old_record_is_named(modules, tmp_path, capsys):
     path = tmp_path / "docs/results/tile/record.json"
     files.write_json(path, {"metrics": {}})
     assert_refused(modules, capsys, tmp_path, [], "docs/results/tile/record.json", "config")
     path.write_text("{")
     assert_refused(modules, capsys, tmp_path, [], str(path), "cannot be read")
+    record = dict.fromkeys(modules.results.results_page.REQUIRED)
+    path.write_text(json.dumps(record))
+    assert_refused(modules, capsys, tmp_path, [], "docs/results/tile/record.json", "schema 1")
+    path.write_text(json.dumps({**record, "schema": SCHEMA + 1}))
+    assert_refused(modules, capsys, tmp_path, [], f"schema {SCHEMA + 1}, needed is {SCHEMA}")

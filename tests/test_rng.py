@@ -1,3 +1,5 @@
+"""pae_jax.rng: keys depend on name, step and position alone; draws are one flat draw."""
+
 import zlib
 
 import jax
@@ -14,7 +16,7 @@ def bits(key):
     return np.asarray(jax.random.key_data(key))
 
 
-def test_stream_is_named_by_name_and_step_alone():
+def test_a_stream_key_depends_on_name_and_step_alone():
     expected = jax.random.fold_in(jax.random.fold_in(KEY, zlib.crc32(b"probes")), 3)
     np.testing.assert_array_equal(bits(rng.stream_key(KEY, "probes", 3)), bits(expected))
     names, steps = ("init", "corruption", "augmentation", "objective", "noise"), range(4)
@@ -50,7 +52,7 @@ def test_keys_of_examples_pass_through():
         rng.example_keys(keys, 5)
 
 
-def test_draw_is_one_draw_cut_into_shapes():
+def test_uniforms_are_one_draw_cut_into_shapes():
     key = jax.random.key(5)
     row, number, matrix = rng.uniforms(key, (3,), (), (2, 4))
     together = jax.random.uniform(key, (12,))

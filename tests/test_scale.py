@@ -1,4 +1,4 @@
-"""The same training, however it is laid out: data on the device, precision, parts, profiles."""
+"""Training does not depend on the layout: resident data, precision, accumulation, devices."""
 
 import json
 import os
@@ -32,16 +32,16 @@ LONG = {
 
 @pytest.fixture(scope="module")
 def trained_with(trained, tmp_path_factory):
-    """The workdir of a run of fifty steps with these changes; trained when first asked for."""
-    made = {}
+    """Returns the workdir of a run of fifty steps with some changes; trains it once."""
+    workdirs = {}
 
     def workdir(**changes):
         key = tuple(sorted(changes.items()))
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("run")
+        if key not in workdirs:
+            workdirs[key] = tmp_path_factory.mktemp("run")
             settings = runs.load_config(trained.root, **{**LONG, **changes})
-            assert train.train_and_evaluate(settings, made[key]).outcome == train.FINISHED
-        return made[key]
+            assert train.train_and_evaluate(settings, workdirs[key]).outcome == train.FINISHED
+        return workdirs[key]
 
     return workdir
 
@@ -68,7 +68,7 @@ def test_data_on_the_device_gives_the_same_parameters(trained_with):
     assert_equal_training(trained_with(train__steps_per_call=5), trained_with())
 
 
-def test_accumulated_gradients_are_those_of_the_batch(trained_with):
+def test_accumulated_gradients_equal_those_of_the_batch(trained_with):
     assert_equal_training(trained_with(train__grad_accumulation_steps=2), trained_with())
     assert_equal_training(
         trained_with(train__grad_accumulation_steps=4, sharding__data_parallel=-1), trained_with()
@@ -84,10 +84,8 @@ def test_bfloat16_is_close_and_keeps_float32_parameters(trained_with):
     assert {leaf.dtype.name for leaf in leaves} <= {"float32", "int32"}
 
 
-def test_a_run_goes_on_with_fewer_devices_and_with_more(
-    trained, trained_with, tmp_path, monkeypatch
-):
-    """The same config where there are 8, then 4, then 1, then 2 devices."""
+def test_a_run_resumes_on_fewer_and_on_more_devices(trained, trained_with, tmp_path, monkeypatch):
+    """The same config is trained on 8, then 4, then 1, then 2 devices."""
     changes = {"sharding__data_parallel": -1, "train__batch_size": 8}
     settings = runs.load_config(trained.root, **{**LONG, **changes})
     devices, step, seen = jax.devices(), logs.RunLog.step, []
@@ -97,7 +95,7 @@ def test_a_run_goes_on_with_fewer_devices_and_with_more(
         seen.append(len(where.device_set))
         return place(arrays, where)
 
-    monkeypatch.setattr(sharding, "place", placed)
+    monkeypatch.setattr(sharding, "to_global", placed)
     for count, last in ((8, 10), (4, 20), (1, 30), (2, 50)):
 
         def stop(self, number, *args, last=last):
@@ -117,7 +115,7 @@ def test_a_run_goes_on_with_fewer_devices_and_with_more(
 
 
 def test_a_second_start_compiles_nothing(trained, tmp_path):
-    """Counted by JAX itself, in a process of its own with a cache of its own."""
+    """JAX counts the compilations, in a separate process with a separate cache."""
     code = (
         "import collections, sys, jax\n"
         "from pae_jax import main\n"
@@ -150,7 +148,7 @@ def test_a_second_start_compiles_nothing(trained, tmp_path):
     assert list((tmp_path / "cache/compiled").glob("*/*"))
 
 
-def test_a_profile_of_the_steps_asked_for(trained, tmp_path):
+def test_profile_traces_the_given_steps(trained, tmp_path):
     changes = {"profile": "(2,4)", "train__steps": 10}
     settings = runs.load_config(trained.root, **{**LONG, **changes})
     assert settings.profile == (2, 4)
@@ -164,18 +162,18 @@ def test_a_profile_of_the_steps_asked_for(trained, tmp_path):
         ({"train__steps_per_call": 7}, r"train\.steps_per_call: 7 does not divide train\.steps=50"),
         ({"profile": "(3,)"}, r"profile: \(first step, step after the last\), not \(3,\)"),
         ({"profile": "(3,2)"}, r"profile: \(first step, step after the last\)"),
-        ({"sharding__model_parallel": 3}, r"sharding\.model: 3 does not divide 8 devices"),
+        ({"sharding__model_parallel": 3}, r"sharding\.model_parallel: 3 does not divide 8 devices"),
         (
             {"sharding__model_parallel": 2, "sharding__transform": "pmap"},
-            r"sharding\.model: 2 needs",
+            r"sharding\.model_parallel: 2 needs sharding\.transform=jit",
         ),
         (
             {"train__grad_accumulation_steps": 3},
-            r"train\.batch_size: 4 is not divisible by train\.accumulate=3",
+            r"train\.batch_size: 4 is not divisible by train\.grad_accumulation_steps=3",
         ),
     ],
 )
-def test_layouts_that_cannot_be(trained, tmp_path, changes, line):
+def test_impossible_layouts_are_refused(trained, tmp_path, changes, line):
     with pytest.raises(BadInput, match=line):
         train.train_and_evaluate(
             runs.load_config(trained.root, **{**LONG, **changes}), tmp_path / "run"
@@ -183,7 +181,7 @@ def test_layouts_that_cannot_be(trained, tmp_path, changes, line):
     assert not (tmp_path / "run").exists()
 
 
-def test_where_the_data_lives_and_how_many_steps_a_call_takes(monkeypatch):
+def test_resident_data_and_steps_per_call(monkeypatch):
     images, textures = np.zeros((2, 4, 4, 3), np.uint8), np.zeros((1, 4, 4, 3), np.uint8)
     auto = config.Config()
     assert not batches.is_resident(auto, images, textures)  # a CPU
@@ -206,9 +204,8 @@ def test_where_the_data_lives_and_how_many_steps_a_call_takes(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert batches.steps_per_call(auto, on_device=True) == 10
     assert batches.steps_per_call(auto, on_device=False) == 1
-    assert (
-        batches.steps_per_call(auto, on_device=True, start=37) == 1
-    )  # stopped where calls had one
+    # A run may have been stopped at any step where calls had one step.
+    assert batches.steps_per_call(auto, on_device=True, start=37) == 1
     assert batches.steps_per_call(auto, on_device=True, start=36) == 4
     odd = config.from_config_dict({"train": {"steps": 1200, "validate_every": 400}})
     assert batches.steps_per_call(odd, on_device=True) == 10
@@ -216,7 +213,7 @@ def test_where_the_data_lives_and_how_many_steps_a_call_takes(monkeypatch):
     assert hardware.chip("cpu") is None
 
 
-def test_utilisation_is_logged_where_the_peak_is_known(tmp_path, monkeypatch):
+def test_utilisation_is_logged_if_the_peak_is_known(tmp_path, monkeypatch):
     now = 0.0
     monkeypatch.setattr(logs.time, "perf_counter", lambda: now)
     monkeypatch.setattr(hardware, "peak_flops", lambda: 100.0)
@@ -229,17 +226,17 @@ def test_utilisation_is_logged_where_the_peak_is_known(tmp_path, monkeypatch):
     assert line["speed/model_flop_utilisation"] == pytest.approx(0.2)
 
 
-def test_processes_are_named_in_one_word():
+def test_malformed_process_addresses_are_refused():
     for word in ("host:1", "host:1/2", "host:1/two/0"):
         with pytest.raises(BadInput, match=r"--distributed: auto or HOST:PORT/COUNT/INDEX, not"):
-            process.join(word)
+            process.join_processes(word)
     with pytest.raises(BadInput, match="--distributed: process 2 of 2"):
-        process.join("host:1/2/2")
+        process.join_processes("host:1/2/2")
 
 
 def test_flops_do_not_depend_on_the_layout(trained):
-    """Of a step on one device: half on each of two, and no less in parts or in turns."""
-    found = {}
+    """The FLOP of a step on one device: half on each of two, the same in parts and in scans."""
+    flops = {}
     for name, changes in {
         "plain": {},
         "two devices": {"sharding__data_parallel": 2},
@@ -252,9 +249,7 @@ def test_flops_do_not_depend_on_the_layout(trained):
         program = train.SingleTrainer(settings, mesh)
         state = train.initial_state(settings, jax.random.key(0), mesh)
         program._step = sharding.compile_step(
-            lambda *args, axis=None, settings=settings: train_step.train_step(
-                *args, config=settings, axis=axis
-            ),
+            train_step.make_step(settings),
             mesh,
             settings.sharding.transform,
             state,
@@ -264,6 +259,6 @@ def test_flops_do_not_depend_on_the_layout(trained):
         pixels = {name: np.zeros(shape, np.uint8) for name in ("image", "texture")}
         batch = sharding.to_global(pixels, sharding.batch_sharding(mesh))
         program._step(state, {}, batch, jax.random.key(0))
-        found[name] = program.flops
-    for name, share in {"two devices": 2, "shard_map": 2, "parts": 1, "several steps": 1}.items():
-        assert found[name] == pytest.approx(found["plain"] / share, rel=0.1), name
+        flops[name] = program.flops()
+    for name, divisor in {"two devices": 2, "shard_map": 2, "parts": 1, "several steps": 1}.items():
+        assert flops[name] == pytest.approx(flops["plain"] / divisor, rel=0.1), name

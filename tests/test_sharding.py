@@ -1,3 +1,5 @@
+"""Meshes and transforms: the step gives the same numbers on any devices."""
+
 import functools
 
 import jax
@@ -43,17 +45,17 @@ def make_config(**section) -> config.Config:
 
 
 @functools.cache
-def history(wrapper: str, devices: int, model: int, steps: int = 1):
-    """Metrics of twenty steps, and the parameters after them."""
-    settings = make_config(wrapper=wrapper, data=devices, model=model)
+def history(transform: str, devices: int, model: int, steps: int = 1):
+    """Returns the metrics of twenty steps, and the parameters and state after them."""
+    settings = make_config(transform=transform, data_parallel=devices, model_parallel=model)
     mesh = sharding.make_mesh(settings)
     key = jax.random.key(0)
     state = train_step.init_state(settings, key)
     state = jax.device_put(state, sharding.state_sharding(mesh, state))
     step = sharding.compile_step(
-        lambda *args, axis=None: train_step.train_step(*args, config=settings, axis=axis),
+        train_step.make_step(settings),
         mesh,
-        wrapper,
+        transform,
         state,
         steps=steps,
     )
@@ -75,7 +77,7 @@ def history(wrapper: str, devices: int, model: int, steps: int = 1):
 
 @pytest.mark.usefixtures("compilation_cache")
 @pytest.mark.parametrize("place", PLACES[1:])
-def test_the_step_is_the_same_on_any_devices(place):
+def test_the_step_does_not_depend_on_the_devices(place):
     metrics, params, _ = history(*place)
     expected_metrics, expected_params, _ = history(*PLACES[0])
     assert metrics.keys() == expected_metrics.keys() >= {"loss", "reconstruction", "jacobian"}
@@ -88,7 +90,7 @@ def test_the_step_is_the_same_on_any_devices(place):
         np.testing.assert_allclose(leaf, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_the_axis_model_divides_parameters_and_optimiser_state():
+def test_the_axis_model_splits_parameters_and_optimizer_state():
     _, _, state = history("jit", 2, 4)
     kernel = state.params["params"]["encoder_0"]["Conv_0"]["kernel"]
     assert kernel.shape[-1] == 4
@@ -115,7 +117,7 @@ def test_a_step_is_never_compiled_again():
 
 
 @pytest.mark.parametrize(("batch", "count"), [(8, 8), (4, 4), (6, 2), (1, 1), (16, 8)])
-def test_all_devices_that_divide_the_batch(batch, count):
+def test_the_mesh_takes_all_devices_that_divide_the_batch(batch, count):
     settings = config.from_config_dict({"train": {"batch_size": batch}})
     assert sharding.make_mesh(settings).size == count
 
@@ -128,6 +130,6 @@ def test_all_devices_that_divide_the_batch(batch, count):
         (3, "train.batch_size: 8 is not divisible by 3 devices"),
     ],
 )
-def test_devices_that_are_not_there(devices, line):
+def test_unavailable_devices_are_refused(devices, line):
     with pytest.raises(BadInput, match=line):
-        sharding.make_mesh(make_config(data=devices))
+        sharding.make_mesh(make_config(data_parallel=devices))

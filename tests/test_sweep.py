@@ -1,3 +1,5 @@
+"""`pae sweep`: its members, its table, and an interrupted sweep that continues."""
+
 import csv
 import statistics
 
@@ -38,8 +40,9 @@ def sweep(add, arg=None):
 def config_file(tmp_path):
     path = tmp_path / "tiny.py"
     path.write_text(FILE)
-    places = {"textures": runs.make_folder(tmp_path) / "textures", "cache": tmp_path / "cache"}
-    return str(path), [f"--config.data.{key}={place}" for key, place in places.items()]
+    textures = runs.make_folder(tmp_path) / "textures"
+    folders = {"textures": textures, "cache_dir": tmp_path / "cache"}
+    return str(path), [f"--config.data.{key}={folder}" for key, folder in folders.items()]
 
 
 def test_members_and_bad_files(config_file, tmp_path):
@@ -56,16 +59,16 @@ def test_members_and_bad_files(config_file, tmp_path):
         load_sweep(str(wrong))
 
 
-def test_the_table_and_going_on(config_file, tmp_path, monkeypatch):
+def test_an_interrupted_sweep_continues_and_writes_its_table(config_file, tmp_path, monkeypatch):
     path, words = config_file
     trained: list[list[str]] = []
-    honest = population.train_population
+    original = population.train_population
 
     def interrupted(members):
         if trained:
             raise KeyboardInterrupt
         trained.append([workdir.name for _, workdir in members])
-        return honest(members)
+        return original(members)
 
     monkeypatch.setattr(population, "train_population", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -74,7 +77,7 @@ def test_the_table_and_going_on(config_file, tmp_path, monkeypatch):
     assert not (tmp_path / "w/sweep").exists()
 
     said: list[str] = []
-    monkeypatch.setattr(population, "train_population", honest)
+    monkeypatch.setattr(population, "train_population", original)
     table = sweep.sweep(path, tmp_path / "w", words, say=said.append)
     assert [line.split(": ")[1] for line in said] == ["finished before"] * 2 + ["training"]
     with (tmp_path / "w/sweep/results.csv").open() as lines:

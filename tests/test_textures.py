@@ -1,4 +1,4 @@
-"""Texture sources: what is held out is unseen, and nothing is decoded or drawn twice."""
+"""Texture sources: held-out images are disjoint, and nothing is decoded or drawn twice."""
 
 import io
 import shutil
@@ -22,7 +22,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def builtin(cache):
-    return textures.open_textures("builtin", size=SIZE, cache=cache, seed=0)
+    return textures.open_textures("builtin", size=SIZE, cache_dir=cache, seed=0)
 
 
 def _png(values: np.ndarray) -> bytes:
@@ -32,7 +32,7 @@ def _png(values: np.ndarray) -> bytes:
 
 
 def _tree(root, count=10, side=SIZE):
-    """Grey, RGB and palette images of several shapes, one to three folders deep."""
+    """Writes grey, RGB and palette images of several shapes, one to three folders deep."""
     rng = np.random.default_rng(0)
     for i in range(count):
         path = root / ("", "striped", "zigzagged/rotated")[i % 3] / f"{i}.png"
@@ -55,9 +55,9 @@ def test_builtin_is_large_and_varied(builtin):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_builtin_holds_out_whole_families(seed, cache):
-    found = textures.open_textures("builtin", size=SIZE, cache=cache, seed=seed)
-    held = found.held_out.reshape(-1, textures.PER_FAMILY, SIZE, SIZE, 3)
-    seen = {image.tobytes() for image in found.train}
+    opened = textures.open_textures("builtin", size=SIZE, cache_dir=cache, seed=seed)
+    held = opened.held_out.reshape(-1, textures.PER_FAMILY, SIZE, SIZE, 3)
+    seen = {image.tobytes() for image in opened.train}
     source = textures._builtin()
     every = np.stack([source.row(i, SIZE) for i in range(len(source.families))])
     every = every.reshape(-1, textures.PER_FAMILY, SIZE, SIZE, 3)
@@ -72,11 +72,11 @@ def test_builtin_is_drawn_once_and_divided_by_seed(builtin, cache, monkeypatch):
 
     monkeypatch.setattr(patterns, "draw", fail)
     monkeypatch.setattr(textures, "_crop", fail)
-    again = textures.open_textures("builtin", size=SIZE, cache=cache, seed=0)
+    again = textures.open_textures("builtin", size=SIZE, cache_dir=cache, seed=0)
     np.testing.assert_array_equal(again.train, builtin.train)
     np.testing.assert_array_equal(again.held_out, builtin.held_out)
     assert again.fingerprint == builtin.fingerprint
-    other = textures.open_textures("builtin", size=SIZE, cache=cache, seed=1)
+    other = textures.open_textures("builtin", size=SIZE, cache_dir=cache, seed=1)
     assert other.fingerprint != builtin.fingerprint
     assert not np.array_equal(other.held_out, builtin.held_out)
 
@@ -94,15 +94,15 @@ def test_patterns_fill_the_range_and_differ(family):
 
 def test_folder_of_any_depth_is_cropped_to_its_centre(tmp_path):
     root = _tree(tmp_path / "dtd")
-    found = textures.open_textures(str(root), size=SIZE, cache=str(tmp_path / "c"), seed=0)
-    assert found.train.shape == (9, SIZE, SIZE, 3) and found.held_out.shape == (1, SIZE, SIZE, 3)
-    # The short side has the right size already, so the crop is a plain slice.
+    opened = textures.open_textures(str(root), size=SIZE, cache_dir=str(tmp_path / "c"), seed=0)
+    assert opened.train.shape == (9, SIZE, SIZE, 3) and opened.held_out.shape == (1, SIZE, SIZE, 3)
+    # The short side has the requested size already, so the crop is a plain slice.
     expected = set()
     for path in root.rglob("*.png"):
         pixels = np.asarray(Image.open(path).convert("RGB"))
         left = (pixels.shape[1] - SIZE) // 2
         expected.add(pixels[:, left : left + SIZE].tobytes())
-    assert {image.tobytes() for image in [*found.train, *found.held_out]} == expected
+    assert {image.tobytes() for image in [*opened.train, *opened.held_out]} == expected
 
 
 def test_folder_resizes_by_the_short_side(tmp_path):
@@ -111,8 +111,8 @@ def test_folder_resizes_by_the_short_side(tmp_path):
     wide[:, 30:60] = 255
     for i in range(2):
         (tmp_path / f"{i}.png").write_bytes(_png(wide if i else wide.T.copy()))
-    found = textures.open_textures(str(tmp_path), size=10, cache=str(tmp_path / "c"), seed=0)
-    for image in (found.train[0], found.held_out[0]):
+    opened = textures.open_textures(str(tmp_path), size=10, cache_dir=str(tmp_path / "c"), seed=0)
+    for image in (opened.train[0], opened.held_out[0]):
         assert (image[1:-1, 1:-1] == 255).all() and image.min() > 200
 
 
@@ -120,7 +120,7 @@ def test_folder_follows_its_content_and_its_seed(tmp_path):
     root, cache = _tree(tmp_path / "t"), str(tmp_path / "c")
 
     def fingerprint(**changes):
-        options = {"size": SIZE, "cache": cache, "seed": 0} | changes
+        options = {"size": SIZE, "cache_dir": cache, "seed": 0} | changes
         return textures.open_textures(str(root), **options).fingerprint
 
     first = fingerprint()
@@ -134,7 +134,7 @@ def test_folder_follows_its_content_and_its_seed(tmp_path):
 def test_bad_folders_are_named(tmp_path):
     def error(path):
         with pytest.raises(BadInput) as caught:
-            textures.open_textures(str(path), size=SIZE, cache=str(tmp_path / "c"), seed=0)
+            textures.open_textures(str(path), size=SIZE, cache_dir=str(tmp_path / "c"), seed=0)
         return str(caught.value)
 
     assert "missing" in error(tmp_path / "missing")
@@ -177,15 +177,15 @@ def test_dtd_is_read_from_tfds_without_tensorflow(tmp_path):
 
     def open_dtd(data_dir):
         return textures.open_textures(
-            f"tfds:{data_dir}", size=SIZE, cache=str(tmp_path / "c"), seed=0
+            f"tfds:{data_dir}", size=SIZE, cache_dir=str(tmp_path / "c"), seed=0
         )
 
     with pytest.raises(BadInput, match="tfds build dtd"):
         open_dtd(tmp_path)
     Dtd(data_dir=tmp_path).download_and_prepare(file_format="array_record")
-    found = open_dtd(tmp_path)
-    assert len(found.held_out) == 1
-    read = {image.tobytes() for image in [*found.train, *found.held_out]}
+    opened = open_dtd(tmp_path)
+    assert len(opened.held_out) == 1
+    read = {image.tobytes() for image in [*opened.train, *opened.held_out]}
     assert read == {image.tobytes() for image in images}
 
     assert "tensorflow" not in sys.modules

@@ -35,7 +35,7 @@ def _mask(path, seed: int, value: int) -> np.ndarray:
 
 @pytest.fixture
 def mvtec(tmp_path):
-    """The official layout, two categories; and the masks by their image's name."""
+    """Writes the official layout, two categories; returns it and the masks by image name."""
     root, masks = tmp_path / "mvtec", {}
     for category in ("screw", "zipper"):
         for i in range(5):
@@ -50,7 +50,7 @@ def mvtec(tmp_path):
 
 @pytest.fixture
 def visa(tmp_path):
-    """The official layout with its split file: masks hold small numbers, not 255."""
+    """Writes the official layout with its split file; masks have small values, not 255."""
     root, masks = tmp_path / "visa", {}
     rows = ["object,split,label,image,mask"]
     for category in ("candle", "pcb1"):

@@ -1,4 +1,4 @@
-"""End to end: what interrupts a run, what it leaves behind, and what it must not look at."""
+"""Training end to end: interruptions, the files of a run, and no access to the test split."""
 
 import ast
 import json
@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import runs
 from pae_jax import main, train
@@ -21,7 +22,7 @@ PROJECT = Path(__file__).parents[1]
 
 def lines(workdir: Path) -> list[dict]:
     def refuse(name: str):
-        raise AssertionError(f"{name} is no JSON")
+        raise AssertionError(f"{name} is not JSON")
 
     text = (workdir / "metrics.jsonl").read_text()
     return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
@@ -35,7 +36,7 @@ def all_steps(workdir: Path) -> tuple[list[int], list[int]]:
     return steps_of(workdir, "train/"), steps_of(workdir, "validation/")
 
 
-def test_what_a_run_leaves(trained):
+def test_the_files_of_a_run(trained):
     assert all_steps(trained.workdir) == (list(range(1, runs.STEPS + 1)), [0, 10, 20, 30])
     assert sorted(p.name for p in (trained.workdir / "checkpoints").iterdir()) == ["20", "30"]
     panels = sorted(p.name for p in (trained.workdir / "panels").iterdir())
@@ -45,7 +46,7 @@ def test_what_a_run_leaves(trained):
     assert record["training_images"] + len(record["held_out_names"]) == 12
 
 
-def test_killed_and_resumed_is_undisturbed_bit_for_bit(trained, tmp_path):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(trained, tmp_path):
     long = {"train__steps": 300, "train__checkpoint_every": 40, "train__validate_every": 60}
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     words = runs.words(trained.root, **long)
@@ -104,7 +105,7 @@ def test_sigterm_saves_and_stops(trained, tmp_path, monkeypatch, capsys):
 
 
 def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(trained, tmp_path, capsys):
-    """The warm-up's first step has the rate 0, the second one of 1e29."""
+    """The learning rate is 0 in the first step of the warm-up and 1e29 in the second."""
     changes = {
         "optimizer__learning_rate": 1e30,
         "optimizer__warmup_steps": 10,
@@ -122,7 +123,7 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(trained, t
     assert lines(tmp_path)[-1]["train/parameter_norm"] is None
 
 
-def test_a_torn_checkpoint_is_named_and_the_one_before_used(trained, tmp_path, capsys):
+def test_a_torn_checkpoint_is_reported_and_the_previous_one_is_used(trained, tmp_path, capsys):
     run = runs.clone(trained, tmp_path)
     torn = run.workdir / "checkpoints/30"
     for path in (torn / "state").rglob("*"):
@@ -137,8 +138,8 @@ def test_a_torn_checkpoint_is_named_and_the_one_before_used(trained, tmp_path, c
     runs.assert_same_state(run.workdir, trained.workdir)
 
 
-def test_training_never_looks_at_the_test_split(trained, tmp_path):
-    """It opens nothing there, and the same comes of it with poisoned images and no masks."""
+def test_training_never_opens_the_test_split(trained, tmp_path):
+    """It opens no file there, and unreadable images and missing masks do not change the result."""
     root = tmp_path / "images"
     shutil.copytree(trained.root, root, ignore=shutil.ignore_patterns("cache"))
     for path in (root / "data/test").rglob("*.png"):
@@ -162,12 +163,13 @@ def test_training_never_looks_at_the_test_split(trained, tmp_path):
     runs.assert_same_state(tmp_path / "run", trained.workdir)
 
 
-def test_training_cannot_reach_what_opens_the_test_split():
+def test_no_module_of_training_opens_the_test_split():
     seen: set[str] = set()
     waiting = ["pae_jax.train"]
     while waiting:
         module = waiting.pop()
-        path = PROJECT / (module.replace(".", "/") + ".py")
+        path = PROJECT / module.replace(".", "/")
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         if module in seen or not path.is_file():
             continue
         seen.add(module)
@@ -181,5 +183,35 @@ def test_training_cannot_reach_what_opens_the_test_split():
                 assert "open_test" not in names, module
             elif isinstance(node, ast.Attribute):
                 assert node.attr != "open_test", module
-    assert {"pae_jax.validation", "pae_jax.predict", "data_pipelines.dataset"} <= seen
-    assert "pae_jax.evaluate" not in seen
+    assert {"pae_jax.workdir.validation", "pae_jax.detection", "data_pipelines.dataset"} <= seen
+    assert not {"pae_jax.evaluate", "pae_jax.predict"} & seen
+
+
+def test_the_start_is_reported(trained, tmp_path, messages):
+    """The report is a few lines, logged before the training step is compiled."""
+    once = dict.fromkeys(("train__steps", "train__validate_every", "train__checkpoint_every"), 1)
+    config = runs.load_config(trained.root, **once)
+    record = json.loads((trained.workdir / "data.json").read_text())
+    images = f"{record['training_images']} for training, {len(record['held_out_names'])} held out"
+    for start in ("starting, 1 steps", "resumed from step 1 of 1"):
+        messages.clear()
+        train.train_and_evaluate(config, tmp_path)
+        _, leaves = runs.read_state(tmp_path)
+        # Parameters and the two moments of Adam, besides three counters of steps.
+        size = (sum(leaf.size for leaf in leaves) - 3) // 3
+        assert messages[:5] == [
+            f"training: {tmp_path}",
+            "devices: 1 of 8 cpu, mesh data=1, model=1",
+            f"parameters: {size:,}",
+            f"images: {images}; streamed from the host",
+            f"steps per call: 1; {start}",
+        ]
+        compiling = ["compiling the training step (a minute or so on a CPU)"]
+        assert messages[5:] == (compiling if start.startswith("starting") else [])
+
+
+def test_update_norm_and_learning_rate_are_logged(trained):
+    (first, *_) = (line for line in lines(trained.workdir) if "train/loss" in line)
+    assert first["train/learning_rate"] == pytest.approx(1e-2)
+    assert first["train/update_norm"] > 0
+    assert 0 <= first["speed/data_wait_fraction"] <= 1

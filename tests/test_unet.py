@@ -1,3 +1,5 @@
+"""pae_jax.unet: shapes, ranges, initial values, and its building blocks against references."""
+
 import dataclasses
 
 import chex
@@ -62,12 +64,12 @@ def test_a_residual_output_starts_as_the_identity():
     np.testing.assert_allclose(net.apply(variables, x), np.clip(x, EDGE, 1 - EDGE), atol=1e-6)
 
 
-def test_a_stem_keeps_size_and_position():
+def test_patches_keep_size_and_position():
     x = jax.random.uniform(jax.random.key(0), (2, 6, 4, 3))
     blocks = space_to_depth(x, 2)
     np.testing.assert_array_equal(blocks[:, 1, 0].reshape(2, 2, 2, 3), x[:, 2:4, 0:2])
     np.testing.assert_array_equal(depth_to_space(blocks, 2), x)
-    net, variables, x = build(dataclasses.replace(TINY, stem=2), (1, 18, 13, 3))
+    net, variables, x = build(dataclasses.replace(TINY, patch_size=2), (1, 18, 13, 3))
     assert jax.jit(net.apply)(variables, x).shape == x.shape
 
 
@@ -81,7 +83,7 @@ def test_a_stem_keeps_size_and_position():
         ("group", 16, 1e-5),
     ],
 )
-def test_an_image_has_the_same_bits_whatever_its_mates(norm, size, tolerance):
+def test_an_image_has_the_same_bits_in_any_batch(norm, size, tolerance):
     net, variables, x = build(dataclasses.replace(TINY, norm=norm), (4, size, size, 3))
     f = jax.jit(net.apply)
     others = jax.random.uniform(jax.random.key(5), x.shape).at[2].set(x[2])
@@ -114,10 +116,10 @@ def test_bfloat16_computes_low_and_returns_float32():
 
 
 def test_dilation_widens_the_receptive_field():
-    wide = dataclasses.replace(TINY, norm="none", rates=(1, 4))
+    wide = dataclasses.replace(TINY, norm="none", dilation_rates=(1, 4))
     net, variables, x = build(wide, (1, 64, 64, 3))
     touched = jax.grad(lambda z: net.apply(variables, z)[0, 32, 32].sum())(x)
-    near = UNet(dataclasses.replace(wide, rates=(1,)))
+    near = UNet(dataclasses.replace(wide, dilation_rates=(1,)))
     near_variables = near.init(jax.random.key(0), x)
     touched_near = jax.grad(lambda z: near.apply(near_variables, z)[0, 32, 32].sum())(x)
 
@@ -142,7 +144,7 @@ def test_default_size_and_bad_values():
         UNet(ModelConfig()).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))
     )
     assert 4_000_000 < parameter_count(variables) < 8_000_000
-    with pytest.raises(BadInput, match=r"model\.kernel: an odd size, not 4"):
+    with pytest.raises(BadInput, match=r"model\.dilated_kernel_size: an odd size, not 4"):
         from_config_dict({"model": {"dilated_kernel_size": 4}})
     with pytest.raises(BadInput, match=r"model\.widths"):
         from_config_dict({"model": {"widths": ()}})

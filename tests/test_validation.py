@@ -1,3 +1,5 @@
+"""Validation: fixed examples, and metrics against numpy and scikit-learn."""
+
 import functools
 
 import jax
@@ -8,8 +10,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 import runs
 from data_pipelines.dataset import open_training
 from data_pipelines.textures import open_textures
-from pae_jax import unet
-from pae_jax.methods import method
+from pae_jax import anomaly_map, unet
 from pae_jax.workdir import trained_model, validation
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
@@ -18,8 +19,8 @@ pytestmark = pytest.mark.usefixtures("compilation_cache")
 @functools.cache
 def held_out(root):
     data = runs.load_config(root).data
-    images = open_training(data.spec, holdout=data.holdout_fraction, seed=0)
-    textures = open_textures(data.textures, size=16, cache=data.cache_dir, seed=0)
+    images = open_training(data.spec, holdout_fraction=data.holdout_fraction, seed=0)
+    textures = open_textures(data.textures, size=16, cache_dir=data.cache_dir, seed=0)
     return images.held_out, textures.held_out
 
 
@@ -66,8 +67,7 @@ def test_metrics_against_numpy(trained):
     loss += ((1 - mask) ** 2 * error).sum((1, 2, 3)) / (6 * np.where(outside, outside, 1))
     np.testing.assert_allclose(values["loss"], loss.mean(), rtol=1e-4)
 
-    localise = jax.jit(functools.partial(method.localise, f, config=config.eval))
-    _, maps = localise(corrupted)
+    maps = jax.jit(lambda x: anomaly_map.smoothed_map(x, f(x), config.eval))(corrupted)
     anomalous = mask[..., 0] > 0.1
     scores = np.ravel(maps)
     assert values["pixel_auroc"] == pytest.approx(

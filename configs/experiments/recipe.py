@@ -1,6 +1,6 @@
-"""Variants of the recipe, one question each, for benchmarks/recipe.py:QUESTION.
+"""Variants of the recipe by question, for example experiments/recipe:output.
 
-    python benchmarks/recipe.py --config=configs/recipe.py:output --workdir=W \
+    python experiments/recipe.py --config=experiments/recipe:output --workdir=W \
         --config.data.root=DIR --config.data.textures=DTD
 """
 
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from pae_jax.configs import folder
 
-# Where the questions began; folder.py holds what came of them.
+# The settings with which the questions began; folder.py holds the answers.
 PLAIN = {
     "model.output": "sigmoid",
     "objective.mask_weight": 0.5,
@@ -19,11 +19,11 @@ PLAIN = {
 }
 RESIDUAL = PLAIN | {"model.output": "residual_logit"}
 LIGHT = RESIDUAL | {"objective.mask_weight": 0.05}
-STRUCTURAL = {"corruption.kind": "mixed"}
+MIXED = {"corruption.kind": "mixed"}
 GROUP = {"model.norm": "group"}
 ROTATION = {"data.augmentation": "rotation"}
 TURNS = {"data.augmentation": "quarter_turns"}
-PLACED = {"corruption.placement": "edges"}
+ON_EDGES = {"corruption.placement": "edges"}
 FAST = {"optimizer.learning_rate": 3e-3}
 
 QUESTIONS: dict[str, dict[str, Mapping[str, Any]]] = {
@@ -49,17 +49,17 @@ QUESTIONS: dict[str, dict[str, Mapping[str, Any]]] = {
         "sigmoid, .05": LIGHT | {"model.output": "sigmoid"},
     },
     "kind": {
-        "residual, .05": LIGHT | STRUCTURAL,
-        "sigmoid, .5": PLAIN | STRUCTURAL,
-        "sigmoid, .05": PLAIN | STRUCTURAL | {"objective.mask_weight": 0.05},
+        "residual, .05": LIGHT | MIXED,
+        "sigmoid, .5": PLAIN | MIXED,
+        "sigmoid, .05": PLAIN | MIXED | {"objective.mask_weight": 0.05},
     },
     # For parts that lie at any angle; with --config.data.crop_size=128.
     "view": {
         "rotation": ROTATION,
-        "rotation, placed": ROTATION | PLACED,
-        "rotation, placed, exposure": {"data.augmentation": "rotation+exposure"} | PLACED,
+        "rotation, placed": ROTATION | ON_EDGES,
+        "rotation, placed, exposure": {"data.augmentation": "rotation+exposure"} | ON_EDGES,
         "turns": TURNS,
-        "turns, placed": TURNS | PLACED,
+        "turns, placed": TURNS | ON_EDGES,
         "turns, whole images": TURNS | {"data.crop_size": 0, "train.batch_size": 2},
         "turns, sigmoid": TURNS | {"model.output": "sigmoid"},
     },
@@ -67,13 +67,13 @@ QUESTIONS: dict[str, dict[str, Mapping[str, Any]]] = {
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`arg`: one of QUESTIONS."""
+    """Returns the recipe; `arg` is one of QUESTIONS."""
     if arg not in QUESTIONS:
         raise ValueError(f"one of {', '.join(QUESTIONS)}, not {arg!r}")
     return folder.get_config()
 
 
 def sweep(add: Callable[[str, int, Mapping[str, Any]], None], arg: str | None = None) -> None:
-    """The variants of one question, seed 0."""
+    """Calls add(variant, 0, changes) for every variant of the question `arg`."""
     for variant, changes in QUESTIONS[arg or ""].items():
         add(variant, 0, changes)

@@ -1,10 +1,10 @@
-"""The runs of RESULTS.md on two cores, for example configs/results.py:mvtec_screw
+"""The runs of RESULTS.md on two cores, for example experiments/results:mvtec_screw.
 
-    pae train --config=configs/results.py:NAME --config.data.root=DIR \
+    pae train --config=experiments/results:NAME --config.data.root=DIR \
         --config.data.textures=DTD --workdir=runs/NAME
 
-Half an hour to an hour and a half each on two idle cores; what was decided on held-out images, and
-how, stands in docs/recipe.md. On an accelerator the paper's size is configs/mvtec.py.
+Each takes half an hour to an hour and a half on two idle cores. docs/log/recipe.md tells how the
+settings were chosen on held-out images. For the paper's size on an accelerator use mvtec.py.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from pae_jax.configs import folder
 
-# A quarter of the work a step and more places in a batch; the map by the rule of docs/recipe.md.
+# Crops take a quarter of the work of a step and show more places in a batch. The anomaly map
+# follows the rule of docs/log/recipe.md.
 CROPS = {
     "data.crop_size": 128,
     "model.output": "sigmoid",
@@ -22,21 +23,15 @@ CROPS = {
     "eval.smoothing_fraction": 1 / 48,
 }
 CATEGORIES: dict[str, Mapping[str, Any]] = {
-    # Lies as it fell; a mirrored thread is left-handed. Any other angle would resample the image
-    # and cut off what it turns out of it.
-    "mvtec_screw": CROPS
-    | {
-        "data.size": 256,
-        "data.width": 256,
-        "data.augmentation": "quarter_turns",
-        "train.steps": 30_000,
-    },
-    # Each tile under up to six exposures.
+    # The screw lies at any angle, and a mirrored thread is left-handed. Angles other than quarter
+    # turns would resample the image and cut off its corners.
+    "mvtec_screw": CROPS | {"data.augmentation": "quarter_turns", "train.steps": 30_000},
+    # Each tile was photographed under up to six exposures.
     "magnetic_tile": CROPS
-    | {"data.size": 192, "data.width": 192, "data.augmentation": "flips", "train.steps": 10_000},
-    # Camera and part keep their places.
-    "ball_screw": CROPS | {"data.size": 192, "data.width": 448, "train.steps": 10_000},
-    # Needs no data.root. How bright a cell glows depends on the current and the exposure.
+    | {"data.size": 192, "data.augmentation": "flips", "train.steps": 10_000},
+    # Camera and part do not move.
+    "ball_screw": CROPS | {"data.height": 192, "data.width": 448, "train.steps": 10_000},
+    # Needs no data.root. The brightness of a cell depends on the current and the exposure.
     "elpv": {
         "data.source": "elpv",
         "data.size": 128,
@@ -50,11 +45,17 @@ CATEGORIES: dict[str, Mapping[str, Any]] = {
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`arg`: one of CATEGORIES."""
+    """Returns the config of the category `arg`."""
     if arg not in CATEGORIES:
         raise ValueError(f"one of {', '.join(CATEGORIES)}, not {arg!r}")
     config = folder.get_config()
-    config.update_from_flattened_dict(CATEGORIES[arg])
-    config.train.validate_every = config.train.steps // 10
-    config.train.checkpoint_every = 1_000
+    config.update_from_flattened_dict(
+        {**CATEGORIES[arg], "train.validate_every": None, "train.checkpoint_every": 1_000}
+    )
     return config
+
+
+def derive(config: ConfigDict, arg: str | None = None) -> None:
+    """Sets the interval between validations to a tenth of the training."""
+    if config.train.validate_every is None:
+        config.train.validate_every = max(config.train.steps // 10, 1)

@@ -1,5 +1,7 @@
-"""What a call of the compiled step reads: batches from the host, or indices into arrays that
-live on the device. The examples are the same."""
+"""The input of a call of the compiled step: batches from the host, or indices.
+
+Indices point into arrays that stay on the device. The examples are the same in both cases.
+"""
 
 import math
 from collections.abc import Iterator
@@ -10,19 +12,22 @@ import numpy as np
 
 from data_pipelines import pipeline
 from pae_jax.config import Config
+from pae_jax.devices import hardware
 
-MEMORY_FRACTION = 0.25  # of the device's memory, at most, for resident images and textures
-MAX_STEPS_PER_CALL = 10  # of a call, at most, where the config leaves it open
+# The largest fraction of the device's memory for resident images and textures.
+MEMORY_FRACTION = 0.25
+# The largest number of steps per call if `train.steps_per_call` is 0.
+MAX_STEPS_PER_CALL = 10
 
 
 class Batches(NamedTuple):
     """Host arrays for one run.
 
     Attributes:
-      resident: goes to the device once: uint8 images (n, h, w, c) and textures (m, t, t, c') that
-        live there; empty where they are streamed.
-      stream: endless; each {"image", "texture"} with the leading axes (steps, batch), uint8
-        pixels or int32 indices into `resident`.
+      resident: arrays to copy to the device once: uint8 images (n, h, w, c) and textures
+        (m, t, t, c'); empty if they are streamed.
+      stream: an endless iterator of {"image", "texture"} with the leading axes (steps, batch),
+        uint8 pixels or int32 indices into `resident`.
     """
 
     resident: dict[str, np.ndarray]
@@ -30,10 +35,10 @@ class Batches(NamedTuple):
 
 
 def is_resident(config: Config, images: np.ndarray, textures: np.ndarray) -> bool:
-    """Whether images and textures live on the device.
+    """Returns whether images and textures are kept on the device.
 
-    "auto" says yes to an accelerator of which they take at most a quarter. On a CPU they would
-    be copied from memory to memory, and not memory-mapped any more.
+    With `data.on_device` = "auto" they are kept on an accelerator if they take at most a quarter
+    of its memory. A CPU would copy them within its own memory, where they are memory-mapped now.
     """
     if config.data.on_device != "auto":
         return config.data.on_device == "yes"
@@ -43,17 +48,24 @@ def is_resident(config: Config, images: np.ndarray, textures: np.ndarray) -> boo
 
 
 def steps_per_call(config: Config, *, on_device: bool, start: int = 0) -> int:
-    """Steps of one call: what divides the steps at which the host has something to do.
+    """Returns how many steps run per compiled call.
 
-    `start` is among them: a run that stopped on another machine may go on from any step.
+    Without `train.steps_per_call` it is the largest n ≤ 10 that divides the total, the intervals
+    of validation and checkpoints, and the step from which the run resumes. A run that was stopped
+    on another machine may resume from any step.
 
-    With data on an accelerator several steps leave the host idle; a CPU gains nothing, and XLA
-    runs convolutions more slowly inside a loop there.
+    Several steps per call leave the host idle while the data are on an accelerator. On a CPU it is
+    one step, because XLA runs convolutions more slowly inside a loop there.
+
+    Args:
+      config: the run's configuration.
+      on_device: whether images and textures are kept on the device.
+      start: the number of steps done.
     """
     train = config.train
     if train.steps_per_call:
         return train.steps_per_call
-    if not on_device or jax.default_backend() == "cpu":
+    if not on_device or hardware.platform() == "cpu":
         return 1
     period = math.gcd(train.steps, train.validate_every, train.checkpoint_every, start)
     return max(n for n in range(1, MAX_STEPS_PER_CALL + 1) if period % n == 0)
@@ -68,7 +80,16 @@ def open_batches(
     steps: int,
     on_device: bool,
 ) -> Batches:
-    """The run's batches from step `start` on, `steps` of them in each element."""
+    """Opens the batches of a run.
+
+    Args:
+      config: the run's configuration.
+      images: uint8 (n, h, w, c).
+      textures: uint8 (m, t, t, c').
+      start: the step of the first batch.
+      steps: the number of batches in an element of the stream.
+      on_device: yields indices instead of pixels.
+    """
     stream = pipeline.batches(
         images,
         textures,
@@ -77,7 +98,7 @@ def open_batches(
         start_step=start,
         steps=steps,
         by_index=on_device,
-        workers=config.data.num_threads,
+        num_threads=config.data.num_threads,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

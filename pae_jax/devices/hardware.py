@@ -1,19 +1,28 @@
-"""What is known of accelerators: peak arithmetic, memory and its bandwidth, per chip."""
+"""The platform that programs are built for, and the figures of known accelerators."""
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 
 
 class Chip(NamedTuple):
-    """Vendors' figures, dense: bfloat16 FLOP/s, memory in bytes, bytes/s."""
+    """The vendor's figures of one chip.
+
+    Attributes:
+      flops: peak of dense bfloat16 arithmetic, in FLOP/s.
+      memory: in bytes.
+      bandwidth: of the memory, in bytes/s.
+    """
 
     flops: float
     memory: float
     bandwidth: float
 
 
-# By the beginning of `device_kind`, the longer name first.
+# Keys are prefixes of `device_kind`; a longer prefix stands before a shorter one of its own.
 CHIPS = {
     "TPU v6 lite": Chip(918e12, 32 * 2**30, 1.64e12),
     "TPU v5 lite": Chip(197e12, 16 * 2**30, 0.82e12),
@@ -25,26 +34,60 @@ CHIPS = {
 }
 
 
-def chip(kind: str) -> Chip | None:
-    """The chip of a `device_kind`; None for a CPU and whatever else is not listed."""
-    return next((found for name, found in CHIPS.items() if kind.startswith(name)), None)
+def chip(device_kind: str) -> Chip | None:
+    """Returns the figures of a device kind, or None for a CPU or a chip that is not listed."""
+    return next((chip for prefix, chip in CHIPS.items() if device_kind.startswith(prefix)), None)
 
 
 def peak_flops() -> float | None:
-    """Of one of this process's devices; None where it is not known."""
-    found = chip(jax.local_devices()[0].device_kind)
-    return found.flops if found else None
+    """Returns the peak FLOP/s of one local device, or None where it is not known."""
+    device_chip = chip(jax.local_devices()[0].device_kind)
+    return device_chip.flops if device_chip else None
 
 
-def loop_unroll(turns: int) -> int:
-    """How many of a loop's turns to write out, where its body holds convolutions.
+# A context variable rather than a global: it follows the thread and is restored after errors.
+_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
-    Inside a loop XLA's convolutions take several times as long on a CPU. Written out they save no
-    memory there, which is not what a CPU lacks (benchmarks/layouts.py).
+
+def platform() -> str:
+    """Returns the platform that programs are being built for: "cpu", "gpu" or "tpu".
+
+    It is JAX's default backend, except inside `building_for`.
     """
-    return turns if jax.default_backend() == "cpu" else 1
+    return _platform.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def building_for(platform: str) -> Iterator[None]:
+    """Makes the package choose the forms that suit `platform` while the context is open.
+
+    A program that is compiled ahead of time or exported runs on another platform than this
+    process. The choices are made while a function is traced, and JAX keeps the trace of a
+    function, so trace a new function inside the context.
+
+    Args:
+      platform: "cpu", "gpu" or "tpu".
+
+    Yields:
+      Nothing.
+    """
+    token = _platform.set(platform)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
+
+
+def loop_unroll(iterations: int) -> int:
+    """Returns how many iterations of a loop to unroll if its body holds convolutions.
+
+    On a CPU it is all of them, because XLA's convolutions take several times as long inside a
+    loop there. Unrolling uses more memory, which is rarely the limit on a CPU
+    (benchmarks/layouts.py).
+    """
+    return iterations if platform() == "cpu" else 1
 
 
 def use_winograd() -> bool:
-    """Whether matrix products beat XLA's convolutions by more than they cost to prepare."""
-    return jax.default_backend() == "cpu"
+    """Returns whether matrix products outrun XLA's convolutions by more than they cost."""
+    return platform() == "cpu"

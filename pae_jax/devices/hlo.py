@@ -1,9 +1,9 @@
-"""The text of a compiled program: its collectives."""
+"""Collectives in the text (HLO) of a compiled program."""
 
 import re
 from typing import NamedTuple
 
-KINDS = (
+COLLECTIVES = (
     "all-reduce",
     "all-gather",
     "reduce-scatter",
@@ -12,43 +12,45 @@ KINDS = (
     "collective-permute",
     "collective-broadcast",
 )
-
-
-_COLLECTIVE = re.compile(rf"^\s*(?:ROOT )?\S+ = (.+?) ({'|'.join(KINDS)})(-start)?\(", re.M)
-
-
+# "%NAME = SHAPE KIND(" or, of an operation in two halves, "%NAME = SHAPE KIND-start(".
+_COLLECTIVE = re.compile(rf"^\s*(?:ROOT )?\S+ = (.+?) ({'|'.join(COLLECTIVES)})(-start)?\(", re.M)
 _LAYOUT = re.compile(r"\{[^{}]*\}|/\*.*?\*/")
-
-
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
 
 
 class Collective(NamedTuple):
-    """Operations of one kind in a program, and the bytes of their results on one chip."""
+    """The operations of one kind in a program.
+
+    Attributes:
+      count: how many there are.
+      bytes: the size of their results on one chip.
+    """
 
     count: int
     bytes: int
 
 
 def collectives(hlo: str) -> dict[str, Collective]:
-    """Counts the collectives in the text of a compiled program, by kind.
+    """Returns the collectives in the text of a compiled program, by kind.
 
-    One that is split into a start and an end counts once, one in the body of a loop too.
+    An operation that is split into a start and a done counts once. One in the body of a loop
+    also counts once.
     """
-    found: dict[str, Collective] = {}
-    for result, kind, start in _COLLECTIVE.findall(hlo):
-        arrays = _LAYOUT.sub("", result)
+    totals: dict[str, Collective] = {}
+    for shape, kind, start in _COLLECTIVE.findall(hlo):
+        arrays = _LAYOUT.sub("", shape)
         if start and kind in ("all-gather", "collective-permute"):
-            arrays = _elements(arrays)[1]  # (operands, results, …)
-        before = found.get(kind, Collective(0, 0))
-        found[kind] = Collective(before.count + 1, before.bytes + _bytes(arrays))
-    return found
+            # The start of these two returns (operands, results, …).
+            arrays = _tuple_elements(arrays)[1]
+        count, size = totals.get(kind, (0, 0))
+        totals[kind] = Collective(count + 1, size + _byte_size(arrays))
+    return totals
 
 
-def _elements(text: str) -> list[str]:
-    """The elements of the outermost tuple of an HLO shape without layouts."""
+def _tuple_elements(shape: str) -> list[str]:
+    """Returns the elements of the outermost tuple of a shape without layouts."""
     depth, elements = 0, [""]
-    for letter in text.strip()[1:-1]:
+    for letter in shape.strip()[1:-1]:
         depth += (letter in "([") - (letter in ")]")
         if letter == "," and not depth:
             elements.append("")
@@ -57,12 +59,12 @@ def _elements(text: str) -> list[str]:
     return elements
 
 
-def _bytes(text: str) -> int:
-    """Of all arrays in an HLO shape without layouts."""
+def _byte_size(shape: str) -> int:
+    """Returns the bytes of all arrays in a shape without layouts."""
     total = 0
-    for kind, shape in _ARRAY.findall(text):
-        bits = 8 if kind == "pred" else int(re.findall(r"\d+", kind)[0])
-        for side in filter(None, shape.split(",")):
+    for dtype, sides in _ARRAY.findall(shape):
+        bits = 8 if dtype == "pred" else int(re.findall(r"\d+", dtype)[0])
+        for side in filter(None, sides.split(",")):
             bits *= int(side)
         total += -(-bits // 8)
     return total

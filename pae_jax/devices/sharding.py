@@ -1,14 +1,14 @@
-"""Where arrays live: the meshes, and the wrappers that compile the one pure step for them.
+"""Placement of arrays on devices: meshes, shardings, and the compilation of a step for a mesh.
 
-A run's mesh has the axes "data", over which batches are split, and "model", over which
-parameters and optimiser state may be; a population's has the axis "member" (population.py).
-What is compiled is a call of one or several steps,
+The mesh of a run has two axes: "data", over which batches are split, and "model", over which
+parameters and optimizer state may be split. The mesh of a population has the axis "member"
+(population.py). The compiled function is a call of one or several steps,
 
-    (state, store, batches, key) → (state, metrics),
+    (state, resident, batches, key) → (state, metrics),
 
-where `batches` and `metrics` have a leading axis of steps, and `store` holds what lives on the
-device and is drawn from by index (batches.py). The wrappers give the same numbers: an ablation or
-a benchmark names one in the config and nothing else changes.
+where `batches` and `metrics` have a leading axis of steps, and `resident` holds arrays that stay
+on the device and are read by index (batches.py). The transforms jit, shard_map and pmap give the
+same numbers; `sharding.transform` selects one, and nothing else in a run depends on it.
 """
 
 import functools
@@ -28,63 +28,79 @@ Step = Callable[..., tuple[Any, Any]]
 
 
 def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
-    """`sharding.data_parallel` × `sharding.model_parallel` devices; data = -1: all that divide the batch.
+    """Returns a mesh of `sharding.data_parallel` × `sharding.model_parallel` devices.
 
-    `devices`: of which the mesh is made, by default all there are.
+    `data_parallel` = -1 takes the largest number of devices that divides the batch.
+
+    Args:
+      config: the run's configuration.
+      devices: the devices to choose from; None takes all devices.
+
+    Raises:
+      BadInput: the batch or the sharding cannot be divided among the devices.
     """
     devices = jax.devices() if devices is None else devices
-    available, batch = len(devices), config.train.batch_size
+    available, batch_size = len(devices), config.train.batch_size
+    parts = config.train.grad_accumulation_steps
     model, data = config.sharding.model_parallel, config.sharding.data_parallel
     if available % model:
         raise BadInput(f"sharding.model_parallel: {model} does not divide {available} devices")
     if model > 1 and config.sharding.transform != "jit":
-        raise BadInput(f"sharding.model_parallel: {model} needs the wrapper jit")
-    places = available // model
-    # Every micro-batch of an accumulated gradient is split over the devices.
-    if batch % config.train.grad_accumulation_steps:
+        raise BadInput(f"sharding.model_parallel: {model} needs sharding.transform=jit")
+    if batch_size % parts:
         raise BadInput(
-            f"train.batch_size: {batch} is not divisible by train.grad_accumulation_steps="
-            f"{config.train.grad_accumulation_steps}"
+            f"train.batch_size: {batch_size} is not divisible by "
+            f"train.grad_accumulation_steps={parts}"
         )
-    rows = batch // config.train.grad_accumulation_steps
+    # Every part of an accumulated gradient is split over the devices.
+    rows, largest = batch_size // parts, available // model
     if data == -1:
-        data = max(n for n in range(1, places + 1) if rows % n == 0 and places % n == 0)
-    if not 1 <= data <= places:
-        raise BadInput(f"sharding.data_parallel: {data} devices asked for, {places} available")
+        data = max(n for n in range(1, largest + 1) if rows % n == 0 and largest % n == 0)
+    if not 1 <= data <= largest:
+        raise BadInput(f"sharding.data_parallel: {data} devices asked for, {largest} available")
     if rows % data:
         raise BadInput(f"train.batch_size: {rows} is not divisible by {data} devices")
     if data * model < available and jax.process_count() > 1:
         raise BadInput(
             f"sharding.data_parallel: {data} would leave devices of a process without work"
         )
-    # Auto axes: the compiler partitions the step (jax.make_mesh defaults to Explicit ones).
-    axes, kinds = (DATA, MODEL), (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh((data, model), axes, kinds, devices=devices[: data * model])
+    # With Auto axes the compiler partitions the step; the default of jax.make_mesh is Explicit.
+    axes, axis_types = (DATA, MODEL), (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((data, model), axes, axis_types, devices=devices[: data * model])
 
 
 def replicated_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array with a whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Batches (steps, batch, …): the examples of every step over the axis "data"."""
+    """Returns the sharding of batches (steps, batch, …): axis 1 is split over "data"."""
     return NamedSharding(mesh, PartitionSpec(None, DATA))
 
 
 def state_sharding(mesh: Mesh, state: Any) -> Any:
-    """Of every array of the state: its output channels over "model", where that divides them."""
+    """Returns a sharding per array.
+
+    The last axis, the output channels of a kernel, is split over "model" if divisible; otherwise
+    the array is replicated.
+
+    Args:
+      mesh: the run's mesh.
+      state: a tree of arrays or of their shapes.
+    """
     model = mesh.shape[MODEL]
 
-    def of(leaf: Any) -> NamedSharding:
+    def leaf_sharding(leaf: Any) -> NamedSharding:
         if model > 1 and leaf.ndim and leaf.shape[-1] % model == 0:
             return NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - 1), MODEL))
         return replicated_sharding(mesh)
 
-    return jax.tree.map(of, state)
+    return jax.tree.map(leaf_sharding, state)
 
 
 def to_global(arrays: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
-    """This process's part of host arrays → global arrays."""
+    """Puts this process's parts of host arrays on the devices; returns the global arrays."""
     return {
         name: jax.make_array_from_process_local_data(sharding, np.ascontiguousarray(array))
         for name, array in arrays.items()
@@ -92,59 +108,68 @@ def to_global(arrays: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict
 
 
 def one_copy(tree: Any, mesh: Mesh) -> Any:
-    """A whole copy of global arrays on one device of this process."""
+    """Returns a whole copy of global arrays on one device of this process."""
     if mesh.shape.get(MODEL, 1) > 1:
-        tree = _gather(mesh)(tree)
+        tree = _replicate(mesh)(tree)
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
 @functools.lru_cache
-def _gather(mesh: Mesh) -> Any:
+def _replicate(mesh: Mesh) -> Any:
     return jax.jit(lambda tree: tree, out_shardings=replicated_sharding(mesh))
 
 
-def gather_resident(store: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What lives in the store was given by index: looks it up."""
-    return {name: store[name][x] if name in store else x for name, x in batch.items()}
+def gather_resident(resident: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Replaces indices into resident arrays by the rows; leaves other arrays as they are."""
+    return {name: resident[name][x] if name in resident else x for name, x in batch.items()}
 
 
 def scan_steps(step: Step, count: int) -> Step:
-    """`count` steps (state, batch, key) → (state, metrics) as one call, see above."""
+    """Returns `count` steps as one call.
 
-    def call(state: Any, store: Any, batches: Any, key: jax.Array, **axis: Any) -> tuple[Any, Any]:
-        def one(state: Any, batch: Any) -> tuple[Any, Any]:
-            return step(state, gather_resident(store, batch), key, **axis)
+    Args:
+      step: (state, batch, key) → (state, metrics).
+      count: the number of steps.
+
+    Returns:
+      (state, resident, batches, key) → (state, metrics), see the module.
+    """
+
+    def call(
+        state: Any, resident: Any, batches: Any, key: jax.Array, **axis: Any
+    ) -> tuple[Any, Any]:
+        def one_step(state: Any, batch: Any) -> tuple[Any, Any]:
+            return step(state, gather_resident(resident, batch), key, **axis)
 
         if count > 1:
-            return jax.lax.scan(one, state, batches, length=count)
-        state, metrics = one(state, jax.tree.map(lambda x: x[0], batches))
+            return jax.lax.scan(one_step, state, batches, length=count)
+        # Without a loop, in which XLA's convolutions are slow on a CPU.
+        state, metrics = one_step(state, jax.tree.map(lambda x: x[0], batches))
         return state, jax.tree.map(lambda x: x[None], metrics)
 
     return call
 
 
 def _jit(call: Step, mesh: Mesh, state: Any) -> Any:
-    same, rows, placed = (
-        replicated_sharding(mesh),
-        batch_sharding(mesh),
-        state_sharding(mesh, state),
-    )
+    replicated, placement = replicated_sharding(mesh), state_sharding(mesh, state)
     return jax.jit(
         call,
-        in_shardings=(placed, same, rows, same),  # state, store, batches, key
-        out_shardings=(placed, same),  # state, metrics
-        donate_argnums=0,  # the old state's memory holds the new state
+        # state, resident, batches, key
+        in_shardings=(placement, replicated, batch_sharding(mesh), replicated),
+        out_shardings=(placement, replicated),  # state, metrics
+        donate_argnums=0,  # the new state takes the memory of the old one
     )
 
 
 def _shard_map(call: Step, mesh: Mesh, state: Any) -> Any:
-    same = PartitionSpec()
+    replicated = PartitionSpec()
     mapped = jax.shard_map(
         functools.partial(call, axis=DATA),
         mesh=mesh,
-        in_specs=(same, same, PartitionSpec(None, DATA), same),
-        out_specs=(same, same),
-        check_vma=False,  # gradients and metrics are averaged in the step
+        in_specs=(replicated, replicated, PartitionSpec(None, DATA), replicated),
+        out_specs=(replicated, replicated),
+        # JAX cannot see that the step averages gradients and metrics over the axis.
+        check_vma=False,
     )
     return _jit(mapped, mesh, state)
 
@@ -162,8 +187,8 @@ def _pmap(call: Step, mesh: Mesh, state: Any) -> Any:
     def by_device(x: jax.Array) -> jax.Array:
         return x.reshape(len(x), mesh.size, -1, *x.shape[2:])
 
-    def run(state: Any, store: Any, batches: Any, key: jax.Array) -> tuple[Any, Any]:
-        return mapped(state, store, jax.tree.map(by_device, batches), key)
+    def run(state: Any, resident: Any, batches: Any, key: jax.Array) -> tuple[Any, Any]:
+        return mapped(state, resident, jax.tree.map(by_device, batches), key)
 
     return run
 
@@ -172,9 +197,14 @@ TRANSFORMS = {"jit": _jit, "shard_map": _shard_map, "pmap": _pmap}
 
 
 class CompiledOnce:
-    """A function compiled ahead of its first call, for its arguments' shapes alone.
+    """A function that is compiled before its first call, for the shapes of these arguments only.
 
-    Any other shape, type or placement raises: a run cannot recompile its step unnoticed.
+    Later calls with another shape, type or placement raise, so that a run cannot recompile its
+    step unnoticed.
+
+    Attributes:
+      flops: XLA's count for the program on one device, in which the body of a loop counts once;
+        None before the first call.
     """
 
     def __init__(self, function: Any):
@@ -183,25 +213,33 @@ class CompiledOnce:
         self.flops: float | None = None
 
     def __call__(self, *args: Any) -> Any:
+        """Calls the function, and compiles it first if this is the first call."""
         if not hasattr(self._function, "lower"):  # a pmap, which cannot be compiled ahead
             return self._function(*args)
         if self._program is None:
             self._program = self._function.lower(*args).compile()
-            # On one device; the body of a loop counts once, whatever it repeats.
             self.flops = (self._program.cost_analysis() or {}).get("flops")
         return self._program(*args)
 
     def hlo(self) -> str:
-        """The compiled program as text, after the first call."""
+        """Returns the compiled program as text, after the first call."""
         return self._program.as_text()
 
     def memory(self) -> Any:
-        """XLA's account of the program's memory on one device, after the first call."""
+        """Returns XLA's figures of the program's memory on one device, after the first call."""
         return self._program.memory_analysis()
 
 
 def compile_step(
-    step: Step, mesh: Mesh, wrapper: str, state: Any, *, steps: int = 1
+    step: Step, mesh: Mesh, transform: str, state: Any, *, steps: int = 1
 ) -> CompiledOnce:
-    """`step(state, batch, key, *, axis=None)` → compiled calls of `steps` steps; see `WRAPPERS`."""
-    return CompiledOnce(TRANSFORMS[wrapper](scan_steps(step, steps), mesh, state))
+    """Prepares the compiled call of a step on a mesh.
+
+    Args:
+      step: step(state, batch, key, *, axis=None) → (state, metrics).
+      mesh: the run's mesh.
+      transform: a key of `TRANSFORMS`.
+      state: the state or its shapes.
+      steps: the number of steps per call.
+    """
+    return CompiledOnce(TRANSFORMS[transform](scan_steps(step, steps), mesh, state))

@@ -1,11 +1,11 @@
-"""The methods that can be trained and evaluated: the paper's, and those to compare it with.
+"""The methods that can be trained and evaluated: the paper's method and the baselines.
 
-All share the data, the loop, validation, evaluation and the report. A new method is one file
-that defines a `Method`, an entry of `METHODS`, and its name in `config.METHODS`. No other module
-asks which method runs.
+All methods share the data pipeline, the training loop, validation, evaluation and the report. A
+new method is one file that defines a `Method`, an entry of `METHODS`, and its name in
+`config.METHODS`. No other module depends on which method runs.
 
-The methods to compare with isolate one idea each. Their recipes are in `configs/baselines.py`;
-what was left out of a publication is said at its function.
+Each baseline isolates one idea. Its recipe is in `configs/baselines.py`; the docstring of its
+file says what is left out of the publication.
 """
 
 import importlib.util
@@ -35,17 +35,17 @@ METHODS: dict[str, Method] = {
 
 
 def check(config: Config) -> None:
-    """Refuses a method that cannot be trained with the rest of the config, or here.
+    """Raises an error if the method cannot be trained with this config or installation.
 
     Raises:
       BadInput: one line that names the key.
     """
     method = METHODS[config.method]
-    if method.whole and config.data.train_shape != config.data.shape:
+    if method.fixed_size and config.data.train_shape != config.data.shape:
         raise BadInput(f"data.crop_size: {config.method} needs whole images; set it to 0")
-    if method.needs and importlib.util.find_spec(method.needs) is None:
+    if method.requires and importlib.util.find_spec(method.requires) is None:
         extra = "pip install 'pae_jax[baselines]'"
-        raise BadInput(f"method: {config.method} needs the package {method.needs}: {extra}")
+        raise BadInput(f"method: {config.method} needs the package {method.requires}: {extra}")
 
 
 def steps(config: Config) -> int:

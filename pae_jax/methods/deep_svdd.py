@@ -1,4 +1,7 @@
-"""Deep SVDD (Ruff et al. 2018), one-class: normal images are mapped close to a centre."""
+"""One-class Deep SVDD (Ruff et al. 2018): a network maps normal images close to a centre.
+
+Left out of the publication: pretraining as an autoencoder, batch norm and weight decay.
+"""
 
 from typing import Any, cast
 
@@ -11,14 +14,22 @@ from jaxtyping import Array, Float, Key
 from pae_jax import image_ops, unet
 from pae_jax.config import Config, ModelConfig
 from pae_jax.corruption import CorruptedBatch
-from pae_jax.methods.method import Images, Method, PerImage, Stored, image_level_map, map_stored
+from pae_jax.hyperparameters import Hyperparameters
+from pae_jax.methods.method import (
+    Images,
+    Method,
+    PerImage,
+    StoredImages,
+    image_level_map,
+    map_stored,
+)
 
 
 class Encoder(nn.Module):
-    """The U-Net's encoder, then one dense layer: (b, h, w, c) → (b, dimensions).
+    """The encoder of the U-Net and a dense layer: (b, h, w, c) → (b, dimensions).
 
-    As published, without biases and with unbounded activations (leaky ReLU), since a network
-    that can make a constant maps everything to the centre. Its batch norm is left out.
+    It has no biases and unbounded activations (leaky ReLU), as published, because a network that
+    can output a constant would learn to map every image to the centre.
     """
 
     config: ModelConfig
@@ -26,6 +37,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
+        """Returns φ(x)."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         y = image_ops.pad_to_multiple(x, config.patch_size * 2 ** len(config.widths))
         y = image_ops.space_to_depth(2 * y.astype(dtype) - 1, config.patch_size)
@@ -39,24 +51,24 @@ class Encoder(nn.Module):
 
 
 def encode(params: dict[str, Any], x: Images, config: Config) -> Float[Array, "b d"]:
-    """φ(x)."""
+    """Returns φ(x), the code of each image."""
     encoder = Encoder(config.model, config.baseline.svdd_dimensions)
     return cast(Array, encoder.apply(params["encoder"], x))
 
 
 def init_svdd(config: Config, key: Key[Array, ""]) -> dict[str, Any]:
-    """A random network; the centre is still to be fitted."""
+    """Returns a random network and the centre 0, which `fit_svdd` replaces."""
     example = jnp.zeros((1, *config.data.shape, image_ops.CHANNELS))
     dimensions = config.baseline.svdd_dimensions
     encoder = Encoder(config.model, dimensions).init(key, example)
     return {"encoder": encoder, "centre": jnp.zeros(dimensions)}
 
 
-def fit_svdd(params: dict[str, Any], images: Stored, config: Config) -> dict[str, Any]:
-    """c = the mean output of the initial network, values near 0 moved to ±0.1.
+def fit_svdd(params: dict[str, Any], images: StoredImages, config: Config) -> dict[str, Any]:
+    """Returns the parameters with the centre c, the mean output of the initial network.
 
-    Published: a value that a network reaches with weights of 0 invites it to do so. The network
-    is not pretrained as an autoencoder.
+    Values of c near 0 are moved to ±0.1, as published, because weights of 0 would reach a centre
+    of 0.
     """
     codes = map_stored(lambda x, params: encode(params, x, config), images, params)
     centre = codes.mean(axis=0, dtype=np.float64)
@@ -65,23 +77,29 @@ def fit_svdd(params: dict[str, Any], images: Stored, config: Config) -> dict[str
 
 
 def svdd_distance(params: dict[str, Any], x: Images, config: Config) -> PerImage:
-    """‖φ(x) − c‖²; the centre is not trained."""
+    """Returns ‖φ(x) − c‖²; the centre is not trained."""
     centre = jax.lax.stop_gradient(params["centre"])[None]
     return jnp.sum(jnp.square(encode(params, x, config) - centre), axis=1)
 
 
 def svdd_loss(
-    params: dict[str, Any], batch: CorruptedBatch, keys: Array, config: Config, step: Any
+    params: dict[str, Any],
+    batch: CorruptedBatch,
+    keys: Array,
+    config: Config,
+    step: Any,
+    *,
+    hyperparameters: Hyperparameters | None = None,
 ) -> tuple[PerImage, dict[str, Array]]:
-    """‖φ(x) − c‖² of clean images; the published weight decay is left out."""
-    del keys, step
+    """Returns ‖φ(x) − c‖² of the clean images."""
+    del keys, step, hyperparameters
     return svdd_distance(params, batch.clean, config), {}
 
 
 def svdd_map(
     params: dict[str, Any], x: Images, config: Config
 ) -> tuple[None, Float[Array, "b 1 1"]]:
-    """The distance to the centre in units of the centre's own length."""
+    """Returns maps of one value: the squared distance to the centre, relative to ‖c‖²."""
     length = jnp.sum(jnp.square(params["centre"]))
     return None, image_level_map(svdd_distance(params, x, config) / length)
 
@@ -91,6 +109,6 @@ METHOD = Method(
     loss=svdd_loss,
     anomaly_map=svdd_map,
     fit=fit_svdd,
-    pixels=False,
-    whole=True,
+    localises=False,
+    fixed_size=True,
 )

@@ -1,4 +1,9 @@
-"""Inpainting (RIAD, Zavrtanik et al. 2021): every pixel is reconstructed without being seen."""
+"""Inpainting (RIAD, Zavrtanik et al. 2021): every pixel is reconstructed without being seen.
+
+The network learns to fill in square cells that are blacked out, `corruption.kind` = "riad". Left
+out of the publication: all sets of cells per training step, since here a step draws one, and
+the MSGMS term of the loss.
+"""
 
 from typing import Any
 
@@ -11,14 +16,15 @@ from pae_jax.config import Config
 from pae_jax.methods.method import Images, Method
 from pae_jax.methods.projection import bind_network, init_network, projection_loss
 
-SIDES = (2, 4, 8, 16)  # of RIAD's cells, in pixels
-SETS = 3
-
+CELL_SIDES = (2, 4, 8, 16)  # pixels, as published
 SETS = 3
 
 
 def inpainting_sets(shape: tuple[int, int], side: int) -> Bool[np.ndarray, "sets h w"]:
-    """The image's square cells in disjoint sets of equal size (±1), always the same ones."""
+    """Returns disjoint sets of square cells that cover the image, equal in size up to one cell.
+
+    The sets are the same at every call.
+    """
     rows, columns = (-(-size // side) for size in shape)
     cells = np.random.default_rng(side).permutation(rows * columns) % SETS
     cells = cells.reshape(rows, columns).repeat(side, axis=0).repeat(side, axis=1)
@@ -26,25 +32,29 @@ def inpainting_sets(shape: tuple[int, int], side: int) -> Bool[np.ndarray, "sets
 
 
 def inpainting_map(params: Any, x: Images, config: Config) -> tuple[Images, Float[Array, "b h w"]]:
-    """Each set of cells is blacked out and filled in; one map of each cell size, averaged.
+    """Returns the mean reconstruction and the mean anomaly map over the cell sizes.
 
-    Sizes of which the image holds less than two cells a side are left out. The reconstruction is
-    the mean of the sizes' too. Published: maps MSGMS, mean filter, score = maximum.
+    For each cell size, each set of cells is blacked out and filled in by the network. Sizes are
+    left out if the image is less than two cells high or wide. Published: MSGMS maps, a mean filter
+    and the maximum as image score.
     """
     f = unet.bind(config.model, params)
     shape = x.shape[1], x.shape[2]
-    sides = [side for side in SIDES if 2 * side <= min(shape)] or SIDES[:1]
-    pictures, maps = [], []
+    sides = [side for side in CELL_SIDES if 2 * side <= min(shape)] or CELL_SIDES[:1]
+    reconstructions, maps = [], []
     for side in sides:
         hidden = jnp.asarray(inpainting_sets(shape, side), x.dtype)[:, None, :, :, None]
-        seen = (x[None] * (1 - hidden)).reshape(-1, *x.shape[1:])
-        filled = f(seen).reshape(SETS, *x.shape)
-        pictures.append(jnp.sum(hidden * filled, axis=0))
-        maps.append(anomaly_map.MAPS[config.eval.anomaly_map](x, pictures[-1]))
+        visible = (x[None] * (1 - hidden)).reshape(-1, *x.shape[1:])
+        filled = f(visible).reshape(SETS, *x.shape)
+        # The sets are disjoint and cover the image, so every pixel comes from the one pass in
+        # which it was hidden.
+        reconstructions.append(jnp.sum(hidden * filled, axis=0))
+        maps.append(anomaly_map.MAPS[config.eval.anomaly_map](x, reconstructions[-1]))
     mean = jnp.mean(jnp.stack(maps), axis=0)
-    return jnp.mean(jnp.stack(pictures), axis=0), anomaly_map.smooth_map(mean, config.eval)
+    smoothed = anomaly_map.smooth(mean, config.eval.smoothing, config.eval.smoothing_fraction)
+    return jnp.mean(jnp.stack(reconstructions), axis=0), smoothed
 
 
-# The network learns to fill in what `corruption.kind` blacks out; "riad" is meant. There is no
-# `reconstruct`, because f at test time is twelve masked passes and no projection.
+# There is no `reconstruct`, because the reconstruction at test time takes up to twelve masked
+# passes of the network and is not a projection.
 METHOD = Method(init=init_network, loss=projection_loss(bind_network), anomaly_map=inpainting_map)

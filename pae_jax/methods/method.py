@@ -10,24 +10,32 @@ from jaxtyping import Array, Float, UInt8
 from pae_jax import image_ops
 from pae_jax.config import Config
 
+Images = Float[Array, "b h w 3"]
+PerImage = Float[Array, " b"]
+StoredImages = UInt8[np.ndarray, "n h w c"]
+
 
 class Method(NamedTuple):
-    """What distinguishes a method; all but `fit` are pure and traced.
+    """The functions and properties that distinguish a method.
+
+    All functions but `fit` are pure and can be traced.
 
     Attributes:
       init: (config, key) → parameters; their shapes depend on the config alone.
-      loss: (params, examples, keys (b,), config, step) → the value to be averaged, (b,), and its
-        terms by name, (b,) each.
-      anomaly_map: (params, images (b, h, w, 3) in [0, 1], config) → a reconstruction of the images,
-        or None, and maps (b, h, w) in [0, 1], or (b, 1, 1) with one value for the whole image.
-      reconstruct: (params, config) → f, if there is a function from images to images that may
-        be judged as a projection; else None, and there are no diagnostics.
+      loss: (params, examples, keys (b,), config, step, *, hyperparameters=None) → the value to be
+        averaged, (b,), and its terms by name, (b,) each. `hyperparameters` are traced if one
+        program trains several runs; None takes the values of the config.
+      anomaly_map: (params, images (b, h, w, 3) in [0, 1], config) → a reconstruction of the
+        images, or None, and maps (b, h, w) in [0, 1], or (b, 1, 1) with one value per image.
+      reconstruct: (params, config) → f, the function from images to images whose properties as a
+        projection are measured. None if the method has no such function; then there are no
+        diagnostics.
       fit: (params, stored images (n, h, w, c), config) → parameters, on the host, once before
-        the first step; None where nothing is taken from the images in this way.
-      pixels: whether the maps tell pixels apart; pixel metrics are undefined otherwise.
-      whole: whether training and test images must have one size.
-      closed_form: whether `fit` is all of the training, so that no step is taken.
-      needs: a package of the extra "baselines" without which there is no `fit`.
+        the first step. None if nothing is computed from the training images at once.
+      localises: True if the maps differ between pixels; otherwise pixel metrics are undefined.
+      fixed_size: True if training and test images must have the same size.
+      closed_form: True if `fit` is the whole training, so that no step is taken.
+      requires: the name of a package of the extra "baselines" that `fit` imports; "" for none.
     """
 
     init: Callable[[Config, Array], Any]
@@ -35,31 +43,32 @@ class Method(NamedTuple):
     anomaly_map: Callable[[Any, Array, Config], tuple[Array | None, Array]]
     reconstruct: Callable[[Any, Config], Callable[[Array], Array]] | None = None
     fit: Callable[[Any, Any, Config], Any] | None = None
-    pixels: bool = True
-    whole: bool = False
+    localises: bool = True
+    fixed_size: bool = False
     closed_form: bool = False
-    needs: str = ""
+    requires: str = ""
 
 
-Images = Float[Array, "b h w 3"]
+def map_stored(function: Callable[..., Array], images: StoredImages, params: Any = None) -> Any:
+    """Returns `function(x, params)` of all stored images, computed in batches.
 
+    Args:
+      function: (float images (b, h, w, 3), params) → an array with the batch as first axis.
+      images: (n, h, w, c) uint8.
+      params: passed to the function.
 
-Stored = UInt8[np.ndarray, "n h w c"]
-
-
-PerImage = Float[Array, " b"]
-
-
-def map_stored(function: Callable[..., Array], images: Stored, params: Any = None) -> Any:
-    """`function(x, params)` of stored images (n, h, w, c), in batches; (n, …) on the host."""
+    Returns:
+      (n, …) a numpy array.
+    """
     run = jax.jit(lambda stored, params: function(image_ops.to_float(stored), params))
     size, parts = min(64, len(images)), []
     for start in range(0, len(images), size):
+        # The last batch is padded with the last image, so that one compiled program serves all.
         rows = np.minimum(np.arange(start, start + size), len(images) - 1)
         parts.append(jax.device_get(run(images[rows], params))[: len(images) - start])
     return np.concatenate(parts)
 
 
 def image_level_map(score: PerImage) -> Float[Array, "b 1 1"]:
-    """Scores ≥ 0 → maps of one value in [0, 1), in the same order."""
+    """Returns maps with one value in [0, 1) per image, in the order of the scores ≥ 0."""
     return (score / (1 + score))[:, None, None]

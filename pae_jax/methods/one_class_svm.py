@@ -1,4 +1,7 @@
-"""One-class support vector machine (Schölkopf et al. 2001) on shrunk images."""
+"""One-class support vector machine (Schölkopf et al. 2001) on the pixels of downscaled images.
+
+It is fitted by scikit-learn to the images as they are stored, without augmentation.
+"""
 
 from typing import Any
 
@@ -10,17 +13,28 @@ from jaxtyping import Array, Float, Key
 from pae_jax import image_ops
 from pae_jax.config import Config
 from pae_jax.corruption import CorruptedBatch
-from pae_jax.methods.method import Images, Method, PerImage, Stored, image_level_map, map_stored
+from pae_jax.hyperparameters import Hyperparameters
+from pae_jax.methods.method import (
+    Images,
+    Method,
+    PerImage,
+    StoredImages,
+    image_level_map,
+    map_stored,
+)
 
 
 def svm_features(x: Images, side: int) -> Float[Array, "b d"]:
-    """The pixels of images shrunk to side × side; each output pixel averages what it covers."""
+    """Returns the pixels of the images, downscaled with antialiasing to side × side."""
     shape = (len(x), side, side, image_ops.CHANNELS)
     return jax.image.resize(x, shape, "linear").reshape(len(x), -1)
 
 
 def init_svm(config: Config, key: Key[Array, ""]) -> dict[str, Array]:
-    """Room for every training image as a support vector."""
+    """Returns parameters of the right shapes, all 0; `fit_svm` replaces them.
+
+    There is a row for every training image, because each may become a support vector.
+    """
     del key
     count, side = config.baseline.svm_images, config.baseline.svm_side
     return {
@@ -31,16 +45,22 @@ def init_svm(config: Config, key: Key[Array, ""]) -> dict[str, Array]:
     }
 
 
-def fit_svm(params: dict[str, Array], images: Stored, config: Config) -> dict[str, np.ndarray]:
-    """scikit-learn's OneClassSVM with the RBF kernel, gamma="scale"; not augmented."""
+def fit_svm(
+    params: dict[str, Array], images: StoredImages, config: Config
+) -> dict[str, np.ndarray]:
+    """Returns the parameters of scikit-learn's OneClassSVM, RBF kernel with gamma="scale".
+
+    If there are more than `baseline.svm_images` images, a random subset is fitted.
+    """
     from sklearn.svm import OneClassSVM
 
     settings = config.baseline
     if len(images) > settings.svm_images:
-        drawn = np.random.default_rng(config.train.seed).permutation(len(images))
-        images = images[np.sort(drawn[: settings.svm_images])]
+        order = np.random.default_rng(config.train.seed).permutation(len(images))
+        images = images[np.sort(order[: settings.svm_images])]
     features = map_stored(lambda x, _: svm_features(x, settings.svm_side), images)
     features = np.asarray(features, np.float64)
+    # scikit-learn's "scale", computed here because the map needs the value.
     variance = features.var()
     gamma = 1 / (features.shape[1] * variance) if variance else 1.0
     options: Any = {"nu": settings.svm_nu, "gamma": gamma}
@@ -48,27 +68,28 @@ def fit_svm(params: dict[str, Array], images: Stored, config: Config) -> dict[st
     count = len(fitted.support_)
     vectors, weights = np.zeros(params["vectors"].shape), np.zeros(params["weights"].shape)
     vectors[:count], weights[:count] = fitted.support_vectors_, fitted.dual_coef_[0]
-    found = {"vectors": vectors, "weights": weights, "gamma": gamma, "offset": fitted.offset_[0]}
-    return {name: np.asarray(value, np.float32) for name, value in found.items()}
+    values = {"vectors": vectors, "weights": weights, "gamma": gamma, "offset": fitted.offset_[0]}
+    return {name: np.asarray(value, np.float32) for name, value in values.items()}
 
 
 def svm_decision(params: dict[str, Array], features: Float[Array, "b d"]) -> PerImage:
-    """Σ αᵢ k(x, xᵢ) − ρ, scikit-learn's `decision_function`: negative for outliers."""
+    """Returns Σ αᵢ k(x, xᵢ) − ρ, scikit-learn's `decision_function`: negative for outliers."""
     kernel = jnp.exp(-params["gamma"] * _squared_distances(features, params["vectors"]))
     return jnp.sum(params["weights"][None] * kernel, axis=1) - params["offset"]
 
 
 def _squared_distances(x: Float[Array, "b d"], y: Float[Array, "m d"]) -> Float[Array, "b m"]:
-    # Differences first: |x|² − 2xy + |y|² would cancel in float32.
+    # The differences are formed first, because |x|² − 2xy + |y|² would cancel in float32.
     return jnp.sum(jnp.square(x[:, None] - y[None]), axis=-1)
 
 
 def svm_map(
     params: dict[str, Array], x: Images, config: Config
 ) -> tuple[None, Float[Array, "b 1 1"]]:
-    """−log of the weighted mean of k(x, xᵢ), which falls as the decision value rises.
+    """Returns −log of the weighted mean of k(x, xᵢ), which falls as the decision value rises.
 
-    The logarithm keeps images apart that are so far off that the mean is 0 in float32.
+    The logarithm separates images so far from the support vectors that the mean would be 0 in
+    float32.
     """
     features = svm_features(x, config.baseline.svm_side)
     exponents = -params["gamma"] * _squared_distances(features, params["vectors"])
@@ -78,10 +99,16 @@ def svm_map(
 
 
 def svm_loss(
-    params: dict[str, Array], batch: CorruptedBatch, keys: Array, config: Config, step: Any
+    params: dict[str, Array],
+    batch: CorruptedBatch,
+    keys: Array,
+    config: Config,
+    step: Any,
+    *,
+    hyperparameters: Hyperparameters | None = None,
 ) -> tuple[PerImage, dict[str, Array]]:
-    """The slack max(0, −decision) of clean images: 0 for those inside."""
-    del keys, step
+    """Returns the slack max(0, −decision) of the clean images; 0 for inliers."""
+    del keys, step, hyperparameters
     features = svm_features(batch.clean, config.baseline.svm_side)
     return jnp.maximum(-svm_decision(params, features), 0), {}
 
@@ -91,7 +118,7 @@ METHOD = Method(
     loss=svm_loss,
     anomaly_map=svm_map,
     fit=fit_svm,
-    pixels=False,
+    localises=False,
     closed_form=True,
-    needs="sklearn",
+    requires="sklearn",
 )

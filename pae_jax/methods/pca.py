@@ -1,4 +1,7 @@
-"""Principal components: f is the orthogonal projection onto an affine space."""
+"""Principal component analysis: f is the orthogonal projection onto an affine subspace.
+
+It is fitted in closed form to the images as they are stored, without augmentation.
+"""
 
 from collections.abc import Callable
 
@@ -9,14 +12,15 @@ from jaxtyping import Array, Key
 
 from pae_jax import image_ops
 from pae_jax.config import Config
-from pae_jax.methods.method import Images, Method, Stored
+from pae_jax.methods.method import Images, Method, StoredImages
 from pae_jax.methods.projection import projection_loss, projection_map
 
+# Accelerators otherwise round the factors of a product to fewer bits.
 _EXACT = jax.lax.Precision.HIGHEST
 
 
 def init_pca(config: Config, key: Key[Array, ""]) -> dict[str, Array]:
-    """Empty: nothing varies about an image of zeros."""
+    """Returns parameters of the right shapes, all 0; `fit_pca` replaces them."""
     del key
     height, width = config.data.shape
     size = height * width * image_ops.CHANNELS
@@ -26,29 +30,33 @@ def init_pca(config: Config, key: Key[Array, ""]) -> dict[str, Array]:
     }
 
 
-def fit_pca(params: dict[str, Array], images: Stored, config: Config) -> dict[str, np.ndarray]:
-    """Mean and leading principal directions of the training images, not augmented.
+def fit_pca(
+    params: dict[str, Array], images: StoredImages, config: Config
+) -> dict[str, np.ndarray]:
+    """Returns the mean and the leading principal directions of the training images.
 
-    From the eigenvectors of their Gram matrix (n, n) in float64, since an image has many more
-    values than there are images. Directions beyond the images' rank are 0.
+    They follow from the eigenvectors of the Gram matrix (n, n) in float64, because an image has
+    many more values than there are images. Directions beyond the rank of the images are 0.
     """
     del params
-    n, wanted = len(images), config.baseline.pca_components
+    n, count = len(images), config.baseline.pca_components
     rows = images.reshape(n, -1)
     mean = rows.mean(axis=0, dtype=np.float64)
+    # Blocks of columns keep the float64 copies of the images small.
     columns = [slice(i, i + 8192) for i in range(0, rows.shape[1], 8192)]
     gram = np.zeros((n, n))
-    for part in columns:
-        centred = rows[:, part] - mean[part]
+    for block in columns:
+        centred = rows[:, block] - mean[block]
         gram += centred @ centred.T
-    values, vectors = (a[..., ::-1][..., :wanted] for a in np.linalg.eigh(gram))
+    values, vectors = (a[..., ::-1][..., :count] for a in np.linalg.eigh(gram))
     kept = values > 1e-12 * values[0]
     scaled = vectors[:, kept] / np.sqrt(values[kept])
-    components = np.zeros((rows.shape[1], wanted))
-    for part in columns:
-        components[part, : kept.sum()] = (rows[:, part] - mean[part]).T @ scaled
+    components = np.zeros((rows.shape[1], count))
+    for block in columns:
+        components[block, : kept.sum()] = (rows[:, block] - mean[block]).T @ scaled
 
-    # A grey image has its channel three times, and so has a direction, of length 1 again.
+    # The network's images repeat a grey channel three times. The directions are repeated
+    # likewise and divided by √3, so that their length is 1 again.
     copies = image_ops.CHANNELS // images.shape[-1]
     return {
         "mean": np.repeat(mean / 255, copies).astype(np.float32),
@@ -57,7 +65,7 @@ def fit_pca(params: dict[str, Array], images: Stored, config: Config) -> dict[st
 
 
 def bind_pca(params: dict[str, Array], config: Config) -> Callable[[Images], Images]:
-    """f(x) = mean + VVᵀ(x − mean), clipped to [0, 1]."""
+    """Returns f(x) = mean + VVᵀ(x − mean), clipped to [0, 1]."""
     del config
 
     def f(x: Images) -> Images:
@@ -75,6 +83,6 @@ METHOD = Method(
     anomaly_map=projection_map(bind_pca),
     reconstruct=bind_pca,
     fit=fit_pca,
-    whole=True,
+    fixed_size=True,
     closed_form=True,
 )

@@ -1,21 +1,25 @@
-"""The paper's method: f learns by eq. 1 to undo corruptions; what it changes is anomalous."""
+"""The paper's method: a network f is trained by eq. 1 to undo corruptions.
+
+At test time, the parts of an image that f changes are anomalous.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
 from pae_jax import anomaly_map, image_ops, objective, projection, unet
 from pae_jax.config import Config
 from pae_jax.corruption import CorruptedBatch
-from pae_jax.methods.method import Method
+from pae_jax.hyperparameters import Hyperparameters
+from pae_jax.methods.method import Method, PerImage
 
 Bind = Callable[[Any, Config], Callable[[Array], Array]]  # (params, config) → f
 
 
 def init_network(config: Config, key: Key[Array, ""]) -> Any:
-    """Returns the random parameters of `config.model`."""
+    """Returns random parameters of the network `config.model`."""
     example = jnp.zeros((1, *config.data.train_shape, image_ops.CHANNELS))
     return unet.backbone(config.model).init(key, example)
 
@@ -25,13 +29,20 @@ def bind_network(params: Any, config: Config) -> Callable[[Array], Array]:
     return unet.bind(config.model, params)
 
 
-def projection_loss(bind: Bind) -> Callable[..., tuple[Float[Array, " b"], dict[str, Array]]]:
+def projection_loss(bind: Bind) -> Callable[..., tuple[PerImage, dict[str, Array]]]:
     """Returns `Method.loss` for an f: eq. 1 and the weighted penalties of `config.objective`."""
 
     def loss(
-        params: Any, batch: CorruptedBatch, keys: Array, config: Config, step: Any
-    ) -> tuple[Float[Array, " b"], dict[str, Array]]:
-        value = objective.objective(bind(params, config), batch, keys, config.objective, step)
+        params: Any,
+        batch: CorruptedBatch,
+        keys: Array,
+        config: Config,
+        step: Any,
+        *,
+        hyperparameters: Hyperparameters | None = None,
+    ) -> tuple[PerImage, dict[str, Array]]:
+        f = bind(params, config)
+        value = objective.objective(f, batch, keys, config.objective, step, weights=hyperparameters)
         return value.loss, value.terms
 
     return loss
@@ -42,7 +53,7 @@ def projection_map(bind: Bind) -> Callable[[Any, Array, Config], tuple[Array, Ar
 
     def compare(params: Any, x: Array, config: Config) -> tuple[Array, Array]:
         reconstruction = projection.project(bind(params, config), x, config.eval)
-        return reconstruction, anomaly_map.difference(x, reconstruction, config.eval)
+        return reconstruction, anomaly_map.smoothed_map(x, reconstruction, config.eval)
 
     return compare
 

@@ -1,33 +1,53 @@
-"""Segmentation: the U-Net says where the corruption is."""
+"""Segmentation: the U-Net predicts the mask of the corruption.
+
+The comparison of §3.3 of the paper. No publication is reproduced: the network is that of the
+projection, trained on the same corruptions, with cross-entropy and the Dice loss.
+"""
 
 import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
+import optax
+from flax import linen as nn
 from jaxtyping import Array, Float
 
 from pae_jax import anomaly_map, unet
 from pae_jax.config import Config
 from pae_jax.corruption import CorruptedBatch
+from pae_jax.hyperparameters import Hyperparameters
 from pae_jax.masks import VISIBLE
 from pae_jax.methods.method import Images, Method, PerImage
 from pae_jax.methods.projection import init_network
 
 
-def _probability(params: Any, x: Images, config: Config) -> Float[Array, "b h w"]:
-    model = dataclasses.replace(config.model, output="sigmoid")
+def segmentation_logit(params: Any, x: Images, config: Config) -> Float[Array, "b h w"]:
+    """Returns one logit per pixel: the mean over the output channels of the network.
+
+    The network has the parameters of the projection's. Its last layer is linear, so this mean is
+    one output channel whose weights are the mean of the three.
+    """
+    model = dataclasses.replace(config.model, output="logit")
     return jnp.mean(unet.bind(model, params)(x), axis=-1)
 
 
 def segmentation_loss(
-    params: Any, batch: CorruptedBatch, keys: Array, config: Config, step: Any
+    params: Any,
+    batch: CorruptedBatch,
+    keys: Array,
+    config: Config,
+    step: Any,
+    *,
+    hyperparameters: Hyperparameters | None = None,
 ) -> tuple[PerImage, dict[str, Array]]:
-    """Binary cross-entropy of M > 0.1, mean over the pixels, plus the soft Dice loss."""
-    del keys, step
-    probability = _probability(params, batch.corrupted, config)
-    target = (batch.mask[..., 0] > VISIBLE).astype(probability.dtype)
-    p = jnp.clip(probability, 1e-6, 1 - 1e-6)
-    entropy = -jnp.mean(target * jnp.log(p) + (1 - target) * jnp.log1p(-p), axis=(1, 2))
+    """Returns the binary cross-entropy of M > 0.1, averaged over pixels, plus the Dice loss."""
+    del keys, step, hyperparameters
+    logit = segmentation_logit(params, batch.corrupted, config)
+    target = (batch.mask[..., 0] > VISIBLE).astype(logit.dtype)
+    # From the logit, because the logarithm of a probability that is rounded or clipped to 0 has
+    # no gradient.
+    entropy = jnp.mean(optax.sigmoid_binary_cross_entropy(logit, target), axis=(1, 2))
+    probability = nn.sigmoid(logit)
     overlap = jnp.sum(probability * target, axis=(1, 2))
     total = jnp.sum(probability + target, axis=(1, 2))
     dice = 1 - (2 * overlap + 1) / (total + 1)
@@ -35,8 +55,12 @@ def segmentation_loss(
 
 
 def segmentation_map(params: Any, x: Images, config: Config) -> tuple[None, Float[Array, "b h w"]]:
-    """The probability of a corruption, smoothed as other maps are."""
-    return None, anomaly_map.smooth_map(_probability(params, x, config), config.eval)
+    """Returns the probability of a corruption at each pixel, smoothed as other maps are."""
+    probability = nn.sigmoid(segmentation_logit(params, x, config))
+    smoothed = anomaly_map.smooth(
+        probability, config.eval.smoothing, config.eval.smoothing_fraction
+    )
+    return None, smoothed
 
 
 METHOD = Method(init=init_network, loss=segmentation_loss, anomaly_map=segmentation_map)

@@ -1,4 +1,8 @@
-"""Exact detection metrics, their bootstrap intervals, and the legacy variants of other papers."""
+"""Detection metrics. Host code.
+
+`exact` has the metrics that are re-exported here, `bootstrap` their confidence intervals, and
+`legacy` the variants of AUPRO in other papers.
+"""
 
 from pae_jax.metrics.exact import (
     aupimo,

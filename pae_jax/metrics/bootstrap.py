@@ -1,15 +1,15 @@
 """Confidence intervals by a seeded bootstrap over images. Host code.
 
-Images are drawn with replacement, normal and anomalous ones apart (stratified), so that
-every draw holds both classes in the given numbers; percentile intervals.
+Images are drawn with replacement, separately for normal and anomalous ones (stratified), so
+that every draw has as many images of each class as the data. The intervals are percentiles.
 
 Each image is reduced once to its counts between fixed scores, the edges, and a draw is a
-weighted sum of these counts. Every edge is a threshold of the exact curve of every draw.
-Approximated is only the course of the curve between two neighbouring edges: straight for
-the true positive rate and the overlap, the value in the middle for the precision. Up to 1000
-distinct anomalous scores, as those of images, nothing is approximated; for more, as those of
-pixels, a draw of 30 images of 64² is off by up to 4e-5 in AUROC and AUPRO and 2e-4 in average
-precision, and less the more pixels there are. `point` is always exact.
+weighted sum of these counts. Every edge is a threshold of the exact curve of every draw. Only
+the curve between two neighbouring edges is approximated: the true positive rate and the overlap
+by a straight line, the precision by its value in the middle. With at most 1000 distinct
+anomalous scores, as for images, nothing is approximated. With more, as for pixels, a draw of 30
+images of 64² differs by up to 4e-5 in AUROC and AUPRO and 2e-4 in average precision; the
+difference decreases with the number of pixels. `point` is always exact.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,12 +21,12 @@ from jaxtyping import Bool, Float, Shaped
 from data_pipelines.errors import BadInput
 from pae_jax.metrics import exact
 
-_DRAWS = 128  # Evaluated at a time.
-_EDGES = 1000  # Of each class, at most.
+_DRAWS_PER_CHUNK = 128  # Draws evaluated at a time, which bounds memory.
+_MAX_EDGES = 1000  # Per class.
 
 
 class Interval(NamedTuple):
-    """The exact value on all images, and the ends of the interval; nan where undefined."""
+    """The exact value on all images and the ends of the interval; nan where undefined."""
 
     point: float
     low: float
@@ -34,22 +34,26 @@ class Interval(NamedTuple):
 
 
 class ImageIntervals(NamedTuple):
+    """The intervals of the metrics of image scores."""
+
     auroc: Interval
     average_precision: Interval
 
 
 class PixelIntervals(NamedTuple):
+    """The intervals of the metrics of anomaly maps."""
+
     auroc: Interval
     average_precision: Interval
     aupro: Interval
 
 
 class Counts(NamedTuple):
-    """Per image and per interval between edges, from the lowest scores up."""
+    """The counts of each image between neighbouring edges, in ascending order of the scores."""
 
     normal: Float[np.ndarray, "images bins"]
     anomalous: Float[np.ndarray, "images bins"]
-    overlap: Float[np.ndarray, "images bins"]  # Pixels weighted by 1 / the region's size.
+    overlap: Float[np.ndarray, "images bins"]  # Each pixel weighs 1 / its region's size.
     regions: Float[np.ndarray, " images"]
 
 
@@ -61,14 +65,14 @@ def bootstrap_images(
     level: float = 0.95,
     seed: int = 0,
 ) -> ImageIntervals:
-    """Intervals of the metrics of image scores.
+    """Returns the intervals of the metrics of image scores.
 
     Args:
       scores: any real values, higher = more anomalous.
       labels: non-zero = anomalous.
-      resamples: draws, at least 1.
-      level: the share of the draws within an interval, in (0, 1).
-      seed: of the draws; the same seed gives the same intervals.
+      resamples: the number of draws, at least 1.
+      level: the fraction of the draws inside an interval, in (0, 1).
+      seed: the seed of the draws; the same seed gives the same intervals.
 
     Returns:
       Exact up to 1000 distinct scores of anomalous images; nan where a metric is undefined.
@@ -93,14 +97,16 @@ def bootstrap_pixels(
     level: float = 0.95,
     seed: int = 0,
 ) -> PixelIntervals:
-    """Intervals of the metrics of anomaly maps; whole images are drawn, never pixels.
+    """Returns the intervals of the metrics of anomaly maps, from draws of whole images.
 
-    Memory is about three times that of the maps.
+    It uses about three times the memory of the maps.
 
     Args:
       pairs: (map, mask) of each image, both (h_i, w_i), as in `metrics.pixel_metrics`.
       limit: the largest false positive rate of AUPRO, in (0, 1].
-      resamples, level, seed: as in `bootstrap_images`.
+      resamples: as in `bootstrap_images`.
+      level: as in `bootstrap_images`.
+      seed: as in `bootstrap_images`.
 
     Returns:
       Exact points and approximate ends (see above); nan where a metric is undefined.
@@ -116,13 +122,13 @@ def bootstrap_pixels(
     points = ranks.auroc(), ranks.average_precision(), ranks.aupro(limit)
     if np.isnan(points[0]):  # A class is missing.
         return PixelIntervals(*(Interval(point, np.nan, np.nan) for point in points))
-    edges, single = _edges(pixels.normal, ranks.scores[::-1])
+    edges, has_one_score = _edges(pixels.normal, ranks.scores[::-1])
     counts = _count(parts, edges)
     multiplicity = _multiplicity(counts.regions > 0, resamples, np.random.default_rng(seed))
     values = np.concatenate(
         [
-            _evaluate(multiplicity[i : i + _DRAWS], counts, single, limit)
-            for i in range(0, resamples, _DRAWS)
+            _evaluate(multiplicity[i : i + _DRAWS_PER_CHUNK], counts, has_one_score, limit)
+            for i in range(0, resamples, _DRAWS_PER_CHUNK)
         ]
     )
     tails = [(1 - level) / 2, (1 + level) / 2]
@@ -135,14 +141,16 @@ def bootstrap_pixels(
 def _edges(
     normal: np.ndarray, anomalous: np.ndarray
 ) -> tuple[Shaped[np.ndarray, " bins"], Bool[np.ndarray, " bins"]]:
-    """Ascending edges out of both sorted classes, and whether a bin holds one distinct score.
+    """Returns ascending edges from both sorted classes, and which bins have one distinct score.
 
-    A bin reaches from its edge, included, to the next one. An anomalous score that is an edge
-    gets a bin of its own: at the end of a wider one it would bias the ramp.
+    A bin extends from its edge, inclusive, to the next edge, exclusive.
     """
-    own = _spread(anomalous)
-    above = np.nextafter(own, np.inf, dtype=own.dtype)
-    edges = np.unique(np.concatenate([_spread(normal), own, above]))
+    selected = _select_edges(anomalous)
+    # A second edge just above puts each of these scores in a bin alone, because at the lower end
+    # of a wider bin it would bias the straight line of the approximation.
+    above = np.nextafter(selected, np.inf, dtype=selected.dtype)
+    edges = np.unique(np.concatenate([_select_edges(normal), selected, above]))
+    # The number of scores in each bin that differ from its edge.
     inside = np.zeros(len(edges), np.int64)
     for scores in (normal, anomalous):
         inside -= np.searchsorted(scores, edges, side="right")
@@ -150,24 +158,24 @@ def _edges(
     return edges, inside == 0
 
 
-def _spread(ascending: np.ndarray) -> np.ndarray:
-    """All distinct scores where they are few, else one half at even ranks, one at log ranks.
-
-    The latter lie densest at the top, where precision and good detectors' curves change fast.
-    """
+def _select_edges(ascending: np.ndarray) -> np.ndarray:
+    """Selects all distinct scores, or where there are too many, scores at a fixed set of ranks."""
     distinct = ascending[np.append(True, ascending[1:] != ascending[:-1])]
-    if distinct.size <= _EDGES:
+    if distinct.size <= _MAX_EDGES:
         return distinct
-    even = np.linspace(0, ascending.size - 1, _EDGES // 2)
-    from_top = ascending.size - np.geomspace(1, ascending.size, _EDGES // 2)
+    # Half of the ranks are evenly spaced, half logarithmically from the top, because there the
+    # precision and the curves of a good detector change fast.
+    even = np.linspace(0, ascending.size - 1, _MAX_EDGES // 2)
+    from_top = ascending.size - np.geomspace(1, ascending.size, _MAX_EDGES // 2)
     return ascending[np.concatenate([even, from_top]).astype(np.int64)]
 
 
 def _count(parts: Sequence[exact.ScoredPixels], edges: np.ndarray) -> Counts:
+    """Counts the pixels of each image in each bin."""
     normal, anomalous, overlap = (np.zeros((len(parts), len(edges))) for _ in range(3))
     counts = Counts(normal, anomalous, overlap, regions=np.zeros(len(parts)))
     for i, part in enumerate(parts):
-        # Searching the edges in the sorted scores is much quicker than the reverse.
+        # Searching the edges in the sorted scores is much faster than the reverse.
         below = np.searchsorted(np.sort(part.normal), edges)
         counts.normal[i] = np.diff(below, append=part.normal.size)
         bins = np.searchsorted(edges, part.anomalous, side="right") - 1
@@ -181,7 +189,7 @@ def _count(parts: Sequence[exact.ScoredPixels], edges: np.ndarray) -> Counts:
 def _multiplicity(
     anomalous: Bool[np.ndarray, " images"], resamples: int, rng: np.random.Generator
 ) -> Float[np.ndarray, "resamples images"]:
-    """How often each image is drawn, normal and anomalous images apart."""
+    """Draws how often each image is taken, separately for normal and anomalous images."""
     times = np.zeros((resamples, len(anomalous)))
     for stratum in (np.flatnonzero(~anomalous), np.flatnonzero(anomalous)):
         if (size := len(stratum)) > 0:
@@ -192,26 +200,26 @@ def _multiplicity(
 def _evaluate(
     multiplicity: Float[np.ndarray, "draws images"],
     counts: Counts,
-    single: Bool[np.ndarray, " bins"],
+    has_one_score: Bool[np.ndarray, " bins"],
     limit: float,
 ) -> Float[np.ndarray, "draws 3"]:
-    """AUROC, average precision and AUPRO of each draw; nan without normal pixels."""
-    # From the highest bin to the lowest, as the threshold falls.
+    """Returns AUROC, average precision and AUPRO of each draw; nan without normal pixels."""
+    # The bins are reversed, because the threshold falls from the highest score to the lowest.
     normal, anomalous, overlap = (
         (multiplicity @ count)[:, ::-1]
         for count in (counts.normal, counts.anomalous, counts.overlap)
     )
     false, true = np.cumsum(normal, axis=1), np.cumsum(anomalous, axis=1)
-    normals = np.where(false[:, -1:] > 0, false[:, -1:], np.nan)
-    start, stop = (false - normal) / normals, false / normals
+    num_normal = np.where(false[:, -1:] > 0, false[:, -1:], np.nan)
+    start, stop = (false - normal) / num_normal, false / num_normal
     auroc = np.sum(anomalous * exact.ramp_area(start, stop, 0.0, 1.0), axis=1) / true[:, -1]
     aupro = np.sum(overlap * exact.ramp_area(start, stop, 0.0, limit), axis=1)
     aupro /= limit * (multiplicity @ counts.regions)
-    # The k-th of a bin's anomalous pixels has k of them at or above it: (anomalous + 1) / 2 is
-    # the mean. One distinct score is crossed at once.
-    crossed = single[::-1]
-    middle_true = true - np.where(crossed, 0, (anomalous - 1) / 2)
-    middle_false = false - np.where(crossed, 0, normal / 2)
+    # The k-th of a bin's n anomalous pixels has k of them at or above it, on average (n + 1) / 2.
+    # Pixels of one distinct score are all detected at the same threshold.
+    at_once = has_one_score[::-1]
+    middle_true = true - np.where(at_once, 0, (anomalous - 1) / 2)
+    middle_false = false - np.where(at_once, 0, normal / 2)
     detected = middle_true + middle_false
     precision = np.divide(middle_true, detected, out=np.zeros_like(true), where=detected > 0)
     average_precision = np.sum(anomalous * precision, axis=1) / true[:, -1]
@@ -219,6 +227,7 @@ def _evaluate(
 
 
 def _quantiles(values: np.ndarray, tails: list[float]) -> np.ndarray:
-    """Of the draws that define the metric: one of all-anomalous masks alone does not."""
+    """Returns the quantiles of the values that are not nan; nan where there is none."""
+    # A draw of images without any normal pixel leaves metrics undefined.
     defined = values[~np.isnan(values)]
     return np.quantile(defined, tails) if defined.size else np.full(2, np.nan)

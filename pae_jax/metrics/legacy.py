@@ -1,10 +1,11 @@
 """LEGACY variants of AUPRO, to explain other papers' numbers. Never reported by default.
 
-They disagree with the definition (`pae_jax.metrics.aupro`) in up to four ways: thresholds on
-a linear grid, which a heavy-tailed map leaves almost unused; an area that starts at the
-smallest rate on the grid and ends below the limit without interpolation; the rate divided by
-the largest one met instead of by the limit; predictions dilated before the overlap, but not
-before the false positive rate, is counted.
+They differ from the definition (`pae_jax.metrics.aupro`) in up to four ways:
+- The thresholds form a linear grid, most of which is unused with a heavy-tailed map.
+- The area starts at the smallest rate on the grid and ends below the limit, without
+  interpolation.
+- The rate is divided by the largest rate on the grid below the limit, not by the limit.
+- Predictions are dilated for the overlap but not for the false positive rate.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ _DILATION = 5
 
 
 def aupro_linear_200(maps: Maps, masks: Maps) -> float:
-    """LEGACY: AUPRO from 200 linear thresholds, rescaled (the `compute_pro` of many papers).
+    """Returns LEGACY AUPRO from 200 linear thresholds, rescaled (`compute_pro` of many papers).
 
     Args:
       maps: (n, h, w) or a sequence of (h_i, w_i).
@@ -39,21 +40,34 @@ def aupro_linear_200(maps: Maps, masks: Maps) -> float:
 
 
 def aupro_dilated(maps: Maps, masks: Maps) -> float:
-    """LEGACY: as `aupro_linear_200`, with predictions dilated by 5×5 (SimpleNet, GLASS).
+    """Returns LEGACY AUPRO with predictions dilated by 5×5 (SimpleNet, GLASS).
 
-    The dilation enters the overlap and not the false positive rate, which adds up to ten
-    points; arguments and result as in `aupro_linear_200`.
+    The dilation affects the overlap and not the false positive rate, which adds up to ten
+    points.
+
+    Args:
+      maps: as in `aupro_linear_200`.
+      masks: as in `aupro_linear_200`.
+
+    Returns:
+      As in `aupro_linear_200`.
     """
-    # A pixel of the dilated prediction is one whose neighbourhood exceeds the threshold.
+    # A maximum filter of the map dilates the prediction at all thresholds at once.
     dilated = [scipy.ndimage.maximum_filter(scores, _DILATION, mode="nearest") for scores in maps]
     return _linear(maps, masks, dilated)
 
 
 def aupro_mean_of_images(maps: Maps, masks: Maps) -> float:
-    """LEGACY: the mean over the anomalous images of each one's `aupro_linear_200` (RD4AD).
+    """Returns LEGACY AUPRO, computed per anomalous image and averaged (RD4AD).
 
-    Thresholds and false positive rates are each image's own, and normal images play no part;
-    arguments as in `aupro_linear_200`, nan without an anomalous image.
+    Thresholds and false positive rates are those of the single image; normal images are ignored.
+
+    Args:
+      maps: as in `aupro_linear_200`.
+      masks: as in `aupro_linear_200`.
+
+    Returns:
+      The mean of `aupro_linear_200` over the anomalous images; nan without one.
     """
     values = [
         aupro_linear_200([scores], [mask])
@@ -69,7 +83,7 @@ def _linear(
     overlapping: Maps,
     count: int = 200,
 ) -> float:
-    """The legacy area: rates from `maps`, overlaps from the maps `overlapping`."""
+    """Returns the legacy area: rates from `maps`, overlaps from the maps `overlapping`."""
     pairs = list(enumerate(zip(maps, masks, overlapping, strict=True)))
     normal = np.concatenate(
         [split_by_mask(i, scores, mask).normal for i, (scores, mask, _) in pairs]
@@ -80,12 +94,12 @@ def _linear(
     if low == high:
         return np.nan
     thresholds = np.arange(low, high, (high - low) / count)
-    rate = _share_above(normal, thresholds)
+    rate = _fraction_above(normal, thresholds)
     overlaps = []
     for i, (_, mask, scores) in pairs:
         part = split_by_mask(i, scores, mask)
         for region in range(len(part.region_sizes)):
-            overlaps.append(_share_above(part.anomalous[part.region == region], thresholds))
+            overlaps.append(_fraction_above(part.anomalous[part.region == region], thresholds))
     below = rate < _LIMIT
     if not overlaps or not below.any() or not rate[below].max():
         return np.nan
@@ -93,5 +107,5 @@ def _linear(
     return float(-np.trapezoid(np.mean(overlaps, axis=0)[below], rate[below] / rate[below].max()))
 
 
-def _share_above(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+def _fraction_above(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     return 1 - np.searchsorted(np.sort(scores), thresholds, side="right") / scores.size

@@ -1,94 +1,110 @@
-"""The report's drawings as inline SVG, coloured by the page's style sheet. Host code."""
+"""The charts of the report as inline SVG, coloured by the page's style sheet. Host code.
+
+Every text goes through `Markup.format`, which escapes its arguments.
+"""
 
 import math
-from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
+from markupsafe import Markup
 
-WIDTH, HEIGHT, MARGIN = 340, 260, 44  # of the drawing and of its axes' labels, in SVG units
-
-
-class _Axes:
-    """A frame with ticks; maps data to SVG units and collects the marks."""
-
-    def __init__(self, title: str, labels: tuple[str, str], x: np.ndarray, y: np.ndarray):
-        self._title, self._labels = title, labels
-        self._x, self._y = x, y  # the tick positions; the first and the last bound the axis
-        self._marks: list[str] = []
-
-    def at(self, x: Any, y: Any) -> tuple[Any, Any]:
-        """SVG units of data, numbers or arrays."""
-        right, top = WIDTH - 18, 26
-        u = MARGIN + (x - self._x[0]) / (self._x[-1] - self._x[0]) * (right - MARGIN)
-        bottom = HEIGHT - MARGIN
-        v = bottom - (y - self._y[0]) / (self._y[-1] - self._y[0]) * (bottom - top)
-        return np.round(u, 1), np.round(v, 1)
-
-    def line(self, x: np.ndarray, y: np.ndarray, kind: str) -> None:
-        points = np.stack(self.at(x, y), axis=-1)
-        # Points that the drawing cannot tell apart are drawn once.
-        moved = np.append(True, np.any(np.diff(points, axis=0) != 0, axis=-1))
-        text = " ".join(f"{u:g},{v:g}" for u, v in points[moved])
-        self._marks.append(f'<polyline class="{kind}" points="{text}"/>')
-
-    def point(self, x: float, y: float, text: str) -> None:
-        u, v = self.at(x, y)
-        label = f"<title>{escape(text)}</title>"
-        self._marks.append(f'<circle class="mark" cx="{u:g}" cy="{v:g}" r="4">{label}</circle>')
-
-    def bar(self, left: float, right: float, top: float, kind: str, text: str) -> None:
-        (u, v), (u2, v2) = self.at(left, top), self.at(right, self._y[0])
-        self._marks.append(
-            f'<rect class="{kind}" x="{u:g}" y="{v:g}" width="{u2 - u:.1f}" '
-            f'height="{v2 - v:.1f}"><title>{escape(text)}</title></rect>'
-        )
-
-    def svg(self, description: str) -> str:
-        ticks = []
-        for x in self._x:
-            u, v = self.at(x, self._y[0])
-            ticks.append(f'<text x="{u:g}" y="{v + 15:g}" text-anchor="middle">{x:.6g}</text>')
-        for y in self._y:
-            u, v = self.at(self._x[0], y)
-            ticks.append(f'<text x="{u - 5:g}" y="{v + 4:g}" text-anchor="end">{y:.6g}</text>')
-            right = self.at(self._x[-1], y)[0]
-            ticks.append(f'<line class="tick" x1="{u:g}" y1="{v:g}" x2="{right:g}" y2="{v:g}"/>')
-        x_label, y_label = map(escape, self._labels)
-        middle = (HEIGHT - MARGIN + 26) / 2
-        return (
-            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(description)}">'
-            f'<text class="title" x="{WIDTH / 2:g}" y="14">{escape(self._title)}</text>'
-            f"{''.join(ticks + self._marks)}"
-            f'<text x="{(WIDTH + MARGIN) / 2:g}" y="{HEIGHT - 8}" text-anchor="middle">{x_label}'
-            f'</text><text transform="translate(11 {middle:g}) rotate(-90)" '
-            f'text-anchor="middle">{y_label}</text></svg>'
-        )
-
+WIDTH, HEIGHT = 340, 260  # of a chart, in SVG units
+LEFT, RIGHT, TOP, BOTTOM = 44, 322, 26, 216  # the frame of the data; axis labels stand outside it
 
 _UNIT = np.linspace(0, 1, 6)
 
 
-def _ticks(low: float, high: float, smallest: float = 0.0) -> Float[np.ndarray, " ticks"]:
-    """Round numbers that enclose [low, high] in at most eight, at least `smallest` apart."""
-    power = 10.0 ** math.floor(math.log10((high - low) / 6))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power * 6 >= high - low)
-    step = max(step, smallest)
-    return step * np.arange(math.floor(low / step), math.ceil(high / step) + 1)
+class _Axes:
+    """A frame with ticks. It maps data to SVG units and collects the marks."""
+
+    def __init__(self, title: str, labels: tuple[str, str], x: np.ndarray, y: np.ndarray):
+        self._title, self._labels = title, labels
+        self._x, self._y = x, y  # the tick positions; the first and the last bound the axis
+        self._marks: list[Markup] = []
+
+    def to_svg_units(self, x: Any, y: Any) -> tuple[Any, Any]:
+        """Returns the position of data, numbers or arrays, to a tenth of a unit."""
+        u = LEFT + (x - self._x[0]) / (self._x[-1] - self._x[0]) * (RIGHT - LEFT)
+        # SVG counts from the top down.
+        v = BOTTOM - (y - self._y[0]) / (self._y[-1] - self._y[0]) * (BOTTOM - TOP)
+        return np.round(u, 1), np.round(v, 1)
+
+    def add_line(self, x: np.ndarray, y: np.ndarray, css_class: str) -> None:
+        """Adds a line through the points."""
+        points = np.stack(self.to_svg_units(x, y), axis=-1)
+        # Consecutive points that round to the same position are drawn once: a curve may have
+        # millions of them.
+        moved = np.append(True, np.any(np.diff(points, axis=0) != 0, axis=-1))
+        positions = " ".join(f"{u:g},{v:g}" for u, v in points[moved])
+        self._marks.append(
+            Markup('<polyline class="{}" points="{}"/>').format(css_class, positions)
+        )
+
+    def add_point(self, x: float, y: float, text: str) -> None:
+        """Adds a dot with a text that the browser shows beside the pointer."""
+        dot = Markup('<circle class="mark" cx="{:g}" cy="{:g}" r="4"><title>{}</title></circle>')
+        self._marks.append(dot.format(*self.to_svg_units(x, y), text))
+
+    def add_bar(self, left: float, right: float, top: float, css_class: str, text: str) -> None:
+        """Adds a bar from the x axis to `top` with a text like that of a dot."""
+        (u, v), (u2, v2) = self.to_svg_units(left, top), self.to_svg_units(right, self._y[0])
+        bar = Markup(
+            '<rect class="{}" x="{:g}" y="{:g}" width="{:.1f}" height="{:.1f}">'
+            "<title>{}</title></rect>"
+        )
+        self._marks.append(bar.format(css_class, u, v, u2 - u, v2 - v, text))
+
+    def svg(self, description: str) -> Markup:
+        """Returns the whole chart; `description` is for those who cannot see it."""
+        chart = Markup(
+            '<svg viewBox="0 0 {width} {height}" role="img" aria-label="{description}">'
+            '<text class="title" x="{center:g}" y="14">{title}</text>{ticks}{marks}'
+            '<text x="{x_center:g}" y="{x_bottom}" text-anchor="middle">{x_label}</text>'
+            '<text transform="translate(11 {y_center:g}) rotate(-90)" '
+            'text-anchor="middle">{y_label}</text></svg>'
+        )
+        return chart.format(
+            width=WIDTH,
+            height=HEIGHT,
+            description=description,
+            center=WIDTH / 2,
+            title=self._title,
+            ticks=self._ticks(),
+            marks=Markup("").join(self._marks),
+            x_center=(LEFT + RIGHT) / 2,
+            x_bottom=HEIGHT - 8,
+            x_label=self._labels[0],
+            y_center=(TOP + BOTTOM) / 2,
+            y_label=self._labels[1],
+        )
+
+    def _ticks(self) -> Markup:
+        x_tick = Markup('<text x="{:g}" y="{:g}" text-anchor="middle">{:.6g}</text>')
+        y_tick = Markup('<text x="{:g}" y="{:g}" text-anchor="end">{:.6g}</text>')
+        y_line = Markup('<line class="tick" x1="{:g}" y1="{:g}" x2="{:g}" y2="{:g}"/>')
+        ticks = []
+        for x in self._x:
+            u, v = self.to_svg_units(x, self._y[0])
+            ticks.append(x_tick.format(u, v + 15, x))
+        for y in self._y:
+            u, v = self.to_svg_units(self._x[0], y)
+            ticks.append(y_tick.format(u - 5, v + 4, y))
+            ticks.append(y_line.format(u, v, self.to_svg_units(self._x[-1], y)[0], v))
+        return Markup("").join(ticks)
 
 
 def roc(
     false_positive_rate: Float[np.ndarray, " n"],
     true_positive_rate: Float[np.ndarray, " n"],
     operating_point: tuple[float, float] | None,
-) -> str:
-    """The ROC curve, the diagonal of a blind guess, and the (false, true) rates in use."""
+) -> Markup:
+    """Returns the ROC curve, the diagonal of a random guess, and the (false, true) rates in use."""
     labels = ("false positive rate", "true positive rate")
     axes = _Axes("ROC", labels, _UNIT, _UNIT)
-    axes.line(np.array([0.0, 1.0]), np.array([0.0, 1.0]), "guide")
-    axes.line(false_positive_rate, true_positive_rate, "curve")
+    axes.add_line(np.array([0.0, 1.0]), np.array([0.0, 1.0]), "guide")
+    axes.add_line(false_positive_rate, true_positive_rate, "curve")
     return _with_operating_point(axes, labels, operating_point, "ROC curve")
 
 
@@ -96,11 +112,11 @@ def precision_recall(
     recall: Float[np.ndarray, " n"],
     precision: Float[np.ndarray, " n"],
     operating_point: tuple[float, float] | None,
-) -> str:
-    """Precision against recall, in steps as average precision sums it; recall ascending."""
+) -> Markup:
+    """Returns precision against ascending recall, in steps, as average precision sums it."""
     labels = ("recall", "precision")
     axes = _Axes("Precision–recall", labels, _UNIT, _UNIT)
-    axes.line(np.repeat(recall, 2)[:-1], np.repeat(precision, 2)[1:], "curve")
+    axes.add_line(np.repeat(recall, 2)[:-1], np.repeat(precision, 2)[1:], "curve")
     return _with_operating_point(axes, labels, operating_point, "Precision–recall curve")
 
 
@@ -109,10 +125,10 @@ def _with_operating_point(
     labels: tuple[str, str],
     point: tuple[float, float] | None,
     description: str,
-) -> str:
+) -> Markup:
     if point is not None:
         text = f"at the threshold: {labels[0]} {point[0]:.4f}, {labels[1]} {point[1]:.4f}"
-        axes.point(*point, text)
+        axes.add_point(*point, text)
         description = f"{description}; {text}"
     return axes.svg(description)
 
@@ -122,40 +138,41 @@ def histogram(
     defective: Bool[np.ndarray, " n"],
     threshold: float,
     bins: int = 30,
-) -> str:
-    """Counts of good and of defective images per interval of the score, side by side."""
+) -> Markup:
+    """Returns the counts of good and of defective images per interval of the score."""
     finite = np.isfinite(scores)
     scores, defective = scores[finite], defective[finite]
     marks = np.append(scores, threshold) if np.isfinite(threshold) else scores
     low, high = (float(marks.min()), float(marks.max())) if marks.size else (0.0, 1.0)
-    if high - low <= 1e-9 * max(abs(low), abs(high)):  # (nearly) one value
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # (nearly) a single value
         high = low + (abs(low) or 1.0)
     edges = np.linspace(low, high, bins + 1)
     counts = {
-        kind: np.histogram(scores[defective == truth], edges)[0]
-        for kind, truth in (("good", False), ("defective", True))
+        "good": np.histogram(scores[~defective], edges)[0],
+        "defective": np.histogram(scores[defective], edges)[0],
     }
-    tallest = max(1.0, *(float(c.max()) for c in counts.values()))
+    tallest = max(1.0, *(float(values.max()) for values in counts.values()))
     axes = _Axes(
         "Scores", ("score", "images"), _ticks(low, high), _ticks(0.0, tallest, smallest=1.0)
     )
+    # The bars of the two classes stand side by side, so that neither hides the other.
     half = (edges[1] - edges[0]) / 2
-    for side, (kind, values) in enumerate(counts.items()):
+    for side, (name, values) in enumerate(counts.items()):
         for left, right, count in zip(edges[:-1], edges[1:], values, strict=True):
             if count:
                 start = left + side * half
-                text = f"{count} {kind}, score {left:.4g} to {right:.4g}"
-                axes.bar(start, start + half, float(count), kind, text)
+                text = f"{count} {name}, score {left:.4g} to {right:.4g}"
+                axes.add_bar(start, start + half, float(count), name, text)
     if np.isfinite(threshold):
-        axes.line(np.full(2, threshold), np.array([0.0, tallest]), "threshold")
-    text = f"Histogram of the scores of good and defective images; threshold {threshold:.6g}"
-    return axes.svg(text)
-
-
-def legend(entries: Sequence[tuple[str, str]]) -> str:
-    """(class of the style sheet, text) pairs as a line of swatches."""
-    swatch = '<svg class="swatch" viewBox="0 0 10 10" aria-hidden="true">'
-    return " ".join(
-        f'<span>{swatch}<rect class="{kind}" width="10" height="10"/></svg> {escape(text)}</span>'
-        for kind, text in entries
+        axes.add_line(np.full(2, threshold), np.array([0.0, tallest]), "threshold")
+    return axes.svg(
+        f"Histogram of the scores of good and defective images; threshold {threshold:.6g}"
     )
+
+
+def _ticks(low: float, high: float, smallest: float = 0.0) -> Float[np.ndarray, " ticks"]:
+    """Returns at most eight round numbers that enclose [low, high], at least `smallest` apart."""
+    power = 10.0 ** math.floor(math.log10((high - low) / 6))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power * 6 >= high - low)
+    step = max(step, smallest)
+    return step * np.arange(math.floor(low / step), math.ceil(high / step) + 1)

@@ -1,4 +1,4 @@
-"""Pictures for people: heat maps, overlays, panels, files. Host code, uint8 (h, w, 3)."""
+"""Pictures to look at: heat maps, overlays, panels, image files. Host code, uint8 (h, w, 3)."""
 
 import functools
 import io
@@ -17,7 +17,7 @@ GAP = 4  # pixels between the cells of a grid
 
 
 def to_uint8(image: Float[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
-    """[0, 1] → {0, …, 255}, rounded; values outside are clamped."""
+    """Rounds [0, 1] to {0, …, 255}; values outside are clamped."""
     return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
@@ -25,31 +25,31 @@ def to_uint8(image: Float[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
 def _colours() -> UInt8[np.ndarray, "256 3"]:
     from matplotlib import colormaps
 
-    # Even in lightness, so that it reads in grey and with any colour vision.
+    # Its lightness rises evenly, so that it can be read in grey and with any colour vision.
     return colormaps["inferno"](np.arange(256), bytes=True)[:, :3]
 
 
 def heat_map(values: Float[np.ndarray, "h w"], limit: float) -> Picture:
-    """An anomaly map in colours: dark at 0 and below, light yellow at `limit` and above.
+    """Returns an anomaly map in colours, dark at 0 and light yellow at `limit` and above.
 
-    Maps are comparable by eye when they share their limit. Where it is not positive (maps that
-    are 0 everywhere), all is dark.
+    Maps can be compared by eye if they share their limit. The picture is dark everywhere if the
+    limit is not positive, as it is for maps that are 0 everywhere.
     """
-    share = values / limit if limit > 0 else np.zeros_like(values)
-    return _colours()[to_uint8(share[..., None])[..., 0]]
+    fraction = values / limit if limit > 0 else np.zeros_like(values)
+    return _colours()[to_uint8(fraction[..., None])[..., 0]]
 
 
 def overlay(image: Picture, heat: Picture, opacity: float = 0.6) -> Picture:
-    """A heat map over its image, made grey so that the only colours are those of the heat."""
+    """Blends a heat map with its image, which is made grey: all colours are those of the heat."""
     grey = image.astype(np.float32).mean(axis=-1, keepdims=True)
     return np.rint(grey + opacity * (heat - grey)).astype(np.uint8)
 
 
 def grid(rows: Sequence[Sequence[UInt8[np.ndarray, "_ _ 3"]]]) -> Picture:
-    """One picture of all, each row from left to right, in cells as large as the largest.
+    """Puts pictures into one, row by row, in cells of the size of the largest picture.
 
     Raises:
-      ValueError: where there is no picture.
+      ValueError: there is no picture.
     """
     height = max(picture.shape[0] for row in rows for picture in row)
     width = max(picture.shape[1] for row in rows for picture in row)
@@ -64,14 +64,14 @@ def grid(rows: Sequence[Sequence[UInt8[np.ndarray, "_ _ 3"]]]) -> Picture:
 
 
 def shrink(picture: Picture, side: int) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """At most `side` pixels high and wide, in proportion; a smaller picture stays as it is."""
+    """Shrinks a picture in proportion to at most `side` pixels; a smaller one stays as it is."""
     from PIL import Image
 
     return np.asarray(Image.fromarray(picture).resize(_size(picture, side), Image.Resampling.BOX))
 
 
 def shrink_map(values: Float[np.ndarray, "h w"], side: int) -> Float32[np.ndarray, "h2 w2"]:
-    """The same for a map, in float32: no small value is rounded away."""
+    """Shrinks a map in the same way, in float32, so that no small value is rounded away."""
     from PIL import Image
 
     image = Image.fromarray(values.astype(np.float32))
@@ -84,22 +84,24 @@ def _size(array: np.ndarray, side: int) -> tuple[int, int]:
     return max(1, round(width * factor)), max(1, round(height * factor))
 
 
-def encode(picture: Shaped[np.ndarray, "h w *c"], kind: str = "png", **options: Any) -> bytes:
-    """The content of an image file: uint8 (h, w, 3) or (h, w), or a bool mask as 0 and 255.
+def encode(
+    picture: Shaped[np.ndarray, "h w *c"], image_format: str = "png", **options: Any
+) -> bytes:
+    """Returns the content of an image file.
 
     Args:
-      picture: what is to be written.
-      kind: a name that Pillow knows, "png" or "jpeg".
+      picture: uint8 (h, w, 3) or (h, w), or a bool mask (h, w), which becomes 0 and 255.
+      image_format: "png" or "jpeg", or another name that Pillow knows.
       **options: those of Pillow's `Image.save`.
     """
     from PIL import Image
 
     buffer = io.BytesIO()
     levels = picture * np.uint8(255) if picture.dtype == bool else picture
-    Image.fromarray(levels).save(buffer, kind, **options)
+    Image.fromarray(levels).save(buffer, image_format, **options)
     return buffer.getvalue()
 
 
 def save_png(path: Path, picture: Shaped[np.ndarray, "h w *c"]) -> None:
-    """Writes what `encode` takes, at once or not at all."""
+    """Writes a picture or mask as a PNG file, at once or not at all."""
     write_atomically(path, encode(picture))

@@ -1,10 +1,4 @@
-"""Checkpoints of {state, data position} in a workdir, and the workdir's own small files.
-
-W/config.json       the configuration; a run with another one is refused
-W/data.json         what the training split was: channels, counts, held-out names
-W/checkpoints/N     Orbax checkpoint after N steps
-W/.lock             held by the process that trains in W
-"""
+"""The checkpoints of a workdir W: W/checkpoints/N holds state and data position after N steps."""
 
 import logging
 import sys
@@ -18,41 +12,25 @@ from orbax.checkpoint import v1 as ocp
 
 from data_pipelines.errors import BadInput, CannotWrite, first_line
 
-_training: Any = ocp.training  # its annotations contradict its own classes
-
-
-def silence_background_errors() -> None:
-    """For the command line: a save that fails is reported once, by `CannotWrite`.
-
-    TensorStore's threads go on for a moment, and each finds its event loop closed; coroutines
-    that never ran are warned of when they are thrown away.
-    """
-    report = sys.unraisablehook
-
-    def unraisablehook(found: Any) -> None:
-        closed = isinstance(found.exc_value, RuntimeError)
-        if not (closed and str(found.exc_value) == "Event loop is closed"):
-            report(found)
-
-    sys.unraisablehook = unraisablehook
-    never_ran = r"coroutine '.*(serialize|_background).*' was never awaited"
-    warnings.filterwarnings("ignore", never_ran, RuntimeWarning)
-
-
-def _not_of_orbax(record: logging.LogRecord) -> bool:
-    """False for the tracebacks, a thousand lines, of errors that Orbax logs and then raises."""
-    return not (record.exc_info and "orbax" in Path(record.pathname).parts)
+# Any, because Orbax's annotations contradict its own classes.
+_training: Any = ocp.training
 
 
 class Checkpoints:
     """The checkpoints of one workdir; a context manager that waits for pending saves.
 
-    `keep` of the newest are kept. None opens them to be read: nothing is removed, not even what
-    looks like a save that broke off, since another process may just be writing it.
+    Args:
+      workdir: the folder of the run.
+      keep: how many of the newest checkpoints are kept. None opens the checkpoints for reading
+        only and removes nothing, because a save that looks interrupted may be one that another
+        process is writing.
+
+    Attributes:
+      directory: the folder of the checkpoints.
     """
 
     def __init__(self, workdir: Path, *, keep: int | None = None):
-        logging.getLogger("absl").addFilter(_not_of_orbax)
+        logging.getLogger("absl").addFilter(_is_not_orbax_traceback)
         self.directory = workdir.absolute() / "checkpoints"
         self._orbax = _training.Checkpointer(
             self.directory,
@@ -68,49 +46,63 @@ class Checkpoints:
         try:
             self._orbax.close()
         except Exception as error:
-            if kind is None:  # else what failed first is already on its way
+            # After another exception, that one is the cause and is already being raised.
+            if kind is None:
                 raise CannotWrite(self.directory, error) from error
 
     @property
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, ascending."""
+        """The steps that have a checkpoint, in ascending order."""
         return sorted(checkpoint.step for checkpoint in self._orbax.checkpoints)
 
     def save(self, step: int, state: Any) -> None:
-        """Saves in the background; returns once the arrays are copied off the device.
+        """Starts a save in the background; returns when the arrays are copied off the device.
+
+        Args:
+          step: the number of updates done; the name of the checkpoint.
+          state: a tree of arrays.
 
         Raises:
-          CannotWrite: this save failed, or the one before it in the background; so do `wait` and
-            the end of the context. The checkpoints before stay as they are.
+          CannotWrite: this save failed, or the one before it in the background. `wait` and the
+            end of the context raise it as well. Earlier checkpoints are not changed.
         """
-        # Orbax writes to a temporary directory and renames it when all is on disk. A torn
-        # checkpoint of the same step, from an earlier run, is replaced.
+        # Orbax writes to a temporary directory and renames it when everything is on disk.
         checkpoint = {"state": state, "data": {"position": np.asarray(step)}}
+        # An unreadable checkpoint of this step may be left from an earlier run.
         overwrite = step in self.steps
         try:
             self._orbax.save_checkpointables_async(
                 step, checkpoint, force=True, overwrite=overwrite
             )
-        except Exception as error:  # Orbax and TensorStore raise many kinds
+        except Exception as error:  # Orbax and TensorStore raise many types
             raise CannotWrite(self.directory, error) from error
 
     def wait(self) -> None:
-        """Returns when every pending save is on disk."""
+        """Waits until every pending save is on disk.
+
+        Raises:
+          CannotWrite: a save failed.
+        """
         try:
             self._orbax.wait()
         except Exception as error:
             raise CannotWrite(self.directory, error) from error
 
     def restore(self, state: Any, *, until: int | None = None) -> tuple[int, Any] | None:
-        """The newest readable checkpoint as (data position, state), or None without one.
+        """Reads the newest readable checkpoint.
+
+        A checkpoint that cannot be read is named on stderr, and the one before it is tried.
 
         Args:
-          state: arrays or `jax.ShapeDtypeStruct`s with the shapes, types and shardings wanted;
-            the shardings may differ from those under which the checkpoint was written.
-          until: leaves out the checkpoints of later steps.
+          state: arrays or `jax.ShapeDtypeStruct`s with the shapes, types and shardings wanted.
+            The shardings may differ from those under which the checkpoint was written.
+          until: the last step to consider; None for all.
 
-        A checkpoint that cannot be read is named on stderr and the one before it is taken;
-        where none can be read, `BadInput` names the directory.
+        Returns:
+          (data position, state); None without a checkpoint.
+
+        Raises:
+          BadInput: there are checkpoints, and none of them can be read.
         """
         abstract = {
             "state": jax.tree.map(ocp.arrays.to_shape_dtype_struct, state),
@@ -119,12 +111,38 @@ class Checkpoints:
         steps = [step for step in self.steps if until is None or step <= until]
         for step in reversed(steps):
             try:
-                found = self._orbax.load_checkpointables(step, abstract)
-            except Exception as error:  # Orbax and TensorStore raise many kinds
+                restored = self._orbax.load_checkpointables(step, abstract)
+            except Exception as error:  # Orbax and TensorStore raise many types
                 directory, reason = self.directory / str(step), first_line(error, 120)
                 print(f"{directory}: unreadable, skipped ({reason})", file=sys.stderr)
                 continue
-            return int(found["data"]["position"]), found["state"]
+            return int(restored["data"]["position"]), restored["state"]
         if steps:
             raise BadInput(f"{self.directory}: none of the checkpoints can be read")
         return None
+
+
+def silence_background_errors() -> None:
+    """Suppresses the messages of Orbax's threads after a failed save, for the command line.
+
+    `CannotWrite` reports a failed save once. TensorStore's threads continue for a moment and each
+    reports that its event loop is closed. Python warns of their coroutines that never ran.
+    """
+    report = sys.unraisablehook
+
+    def unraisablehook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            report(unraisable)
+
+    sys.unraisablehook = unraisablehook
+    never_ran = r"coroutine '.*(serialize|_background).*' was never awaited"
+    warnings.filterwarnings("ignore", never_ran, RuntimeWarning)
+
+
+def _is_not_orbax_traceback(record: logging.LogRecord) -> bool:
+    """Returns False for the tracebacks of errors that Orbax logs and then raises.
+
+    Such a traceback has about a thousand lines and repeats the exception.
+    """
+    return not (record.exc_info and "orbax" in Path(record.pathname).parts)

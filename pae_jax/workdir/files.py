@@ -14,7 +14,11 @@ from data_pipelines.errors import BadInput, CannotWrite
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Writes to a temporary name in the same directory, then renames; or `CannotWrite`."""
+    """Writes a file at once or not at all, by renaming a temporary file beside it.
+
+    Raises:
+      CannotWrite: no space or no permission.
+    """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -28,23 +32,29 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 
 def to_json(value: Any, **options: Any) -> str:
-    """JSON, with null for every number that JSON cannot hold."""
+    """Returns JSON, with null for NaN and infinity, which JSON cannot hold."""
 
-    def nulls(value: Any) -> Any:
+    def with_nulls(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: nulls(item) for key, item in value.items()}
+            return {key: with_nulls(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            return [nulls(item) for item in value]
+            return [with_nulls(item) for item in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return json.dumps(nulls(value), allow_nan=False, **options)
+    return json.dumps(with_nulls(value), allow_nan=False, **options)
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file with sorted keys, at once or not at all."""
     write_atomically(path, to_json(value, indent=2, sort_keys=True) + "\n")
 
 
 def read_json(path: Path) -> Any:
+    """Reads a JSON file of a workdir.
+
+    Raises:
+      BadInput: the file is missing or cannot be read.
+    """
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -54,7 +64,11 @@ def read_json(path: Path) -> Any:
 
 
 def check_writable(directory: Path) -> None:
-    """Makes the directory where it does not exist; `BadInput` if it cannot be written."""
+    """Checks that files can be written to a directory; makes the directory if it is missing.
+
+    Raises:
+      BadInput: the directory cannot be made or written.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
@@ -64,9 +78,10 @@ def check_writable(directory: Path) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Rows of the same columns, in order, at once or not at all."""
+    """Writes rows of the same columns as CSV, at once or not at all."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(path, text.getvalue())
+    # The name of an image need not be valid text.
+    write_atomically(path, text.getvalue().encode("utf-8", "backslashreplace"))

@@ -1,12 +1,13 @@
-"""Scalars, pictures and the progress line of a run.
+"""The log of a run: scalars, panels and the progress bar.
 
-W/metrics.jsonl    one JSON object a line: {"step": …, name: value, …}
-W/tensorboard/     the same scalars, and the panels, for TensorBoard
+W/metrics.jsonl    one JSON object per line: {"step": …, name: value, …}
+W/tensorboard/     the same scalars and the panels for TensorBoard
 W/panels/          the panels as PNG files
 """
 
 import contextlib
 import json
+import logging
 import math
 import sys
 import time
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import jax
 import numpy as np
 
 from data_pipelines.errors import CannotWrite
@@ -24,11 +26,37 @@ from pae_jax.report import pictures
 from pae_jax.workdir.files import to_json, write_atomically
 
 
+def configure_logging() -> None:
+    """Writes the messages of the package to stderr; for the command line.
+
+    If several processes train together, each message begins with the index of its process.
+    """
+    logger = logging.getLogger("pae_jax")
+    if logger.handlers:
+        return
+    count = jax.process_count()
+    prefix = f"[process {jax.process_index()} of {count}] " if count > 1 else ""
+    handler = _StderrHandler()
+    handler.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    # Some dependencies give the root logger a handler, which would print the messages again.
+    logger.propagate = False
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to the stderr of the moment, which `logging.StreamHandler` would keep for ever."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
 class RunLog:
-    """The logs and the progress bar of a run that starts, or resumes, after `start` steps."""
+    """The log of a run that starts, or resumes, after `start` steps; a context manager."""
 
     def __init__(self, workdir: Path, config: Config, *, start: int):
-        self._config, self._last = config.train, methods.steps(config)
+        self._config = config.train
+        self._last_step = methods.steps(config)
         self._panels = workdir / "panels"
         self._path = workdir / "metrics.jsonl"
         self._lines = _open_lines(self._path, start)
@@ -36,62 +64,82 @@ class RunLog:
         if config.train.tensorboard:
             from tensorboardX import SummaryWriter
 
-            purge = start + 1 if start else None
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge)
-        self._bar = _progress(self._last, start)
-        self._since, self._waited, self._steps = time.perf_counter(), 0.0, 0
+            purge_step = start + 1 if start else None
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge_step)
+        self._bar: Any = None
+        self._restart_clock()
 
     def __enter__(self) -> "RunLog":
+        """Returns the log."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
-        with contextlib.suppress(OSError):  # every line is flushed; a failed one was told of
+        """Closes the files and the bar."""
+        if self._bar is not None:
+            self._bar.close()
+        # Every line was flushed when it was written, and a failure was reported then.
+        with contextlib.suppress(OSError):
             self._lines.close()
         if self._board:
             self._board.close()
 
     def step(
-        self, step: int, metrics: Mapping[str, float], waited: float, flops: float | None = None
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        data_seconds: float,
+        flops: float | None = None,
     ) -> None:
-        """After each update.
+        """Counts an update, and logs its metrics every `train.log_every` updates.
 
         Args:
-          step: updates done.
-          metrics: of this update.
-          waited: seconds for which the loop waited for its data.
-          flops: of one step on one device, where that is known.
+          step: the number of updates done.
+          metrics: the metrics of this update.
+          data_seconds: the time that the loop waited for the data of this update.
+          flops: FLOP of one step on one device, if known.
         """
+        if self._bar is None:
+            # Not before the first step is done: a bar at 0 says nothing while XLA compiles, and
+            # the time to compile would spoil its estimate of the time left.
+            self._bar = _progress(self._last_step, step - 1)
         self._bar.update()
-        self._waited, self._steps = self._waited + waited, self._steps + 1
+        self._data_seconds, self._steps = self._data_seconds + data_seconds, self._steps + 1
         if step % self._config.log_every:
             return
-        now = time.perf_counter()
-        seconds = now - self._since
+        seconds = time.perf_counter() - self._since
         speed = {
             "step_seconds": seconds / self._steps,
             "images_per_second": self._steps * self._config.batch_size / seconds,
-            "data_wait_share": self._waited / seconds,
+            "data_wait_fraction": self._data_seconds / seconds,
         }
         peak = hardware.peak_flops()
         if flops and peak:
             speed["model_flop_utilisation"] = flops * self._steps / seconds / peak
-        self._since, self._waited, self._steps = now, 0.0, 0
-        named = {f"train/{k}": v for k, v in metrics.items()}
-        self._scalars(step, named | {f"speed/{k}": v for k, v in speed.items()})
+        self._restart_clock()
+        scalars = {f"train/{name}": value for name, value in metrics.items()}
+        self._write(step, scalars | {f"speed/{name}": value for name, value in speed.items()})
         self._bar.set_postfix(loss=f"{metrics['loss']:.5f}", refresh=False)
 
     def validation(self, step: int, values: Mapping[str, float], panel: np.ndarray) -> None:
-        """Metrics on held-out corruptions, and now and then their uint8 (h, w, 3) picture."""
-        self._scalars(step, {f"validation/{k}": v for k, v in values.items()})
-        if step % self._config.panel_every == 0 or step == self._last:
+        """Logs a validation, and its panel every `train.panel_every` steps and at the end.
+
+        Args:
+          step: the number of updates done.
+          values: metrics on held-out corruptions.
+          panel: uint8 (h, w, 3).
+        """
+        self._write(step, {f"validation/{name}": value for name, value in values.items()})
+        if step % self._config.panel_every == 0 or step == self._last_step:
             pictures.save_png(self._panels / f"step_{step:07d}.png", panel)
             if self._board:
                 self._board.add_image("panel", panel, step, dataformats="HWC")
-        # The time that validating takes is not the step's.
-        self._since, self._waited, self._steps = time.perf_counter(), 0.0, 0
+        # The time of the validation does not count as time of steps.
+        self._restart_clock()
 
-    def _scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def _restart_clock(self) -> None:
+        self._since, self._data_seconds, self._steps = time.perf_counter(), 0.0, 0
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
         try:
             self._lines.write(to_json({"step": step, **values}) + "\n")
             self._lines.flush()
@@ -99,22 +147,23 @@ class RunLog:
             raise CannotWrite(self._path, error) from error
         if self._board:
             for name, value in values.items():
-                if not math.isnan(value):  # undefined, as what needs corruptions without any
+                # NaN marks an undefined value, such as an AP without any corruption.
+                if not math.isnan(value):
                     self._board.add_scalar(name, value, step)
 
 
 def _open_lines(path: Path, start: int) -> IO[str]:
-    """`path` for appending, without the lines that a run from `start` writes again."""
+    """Opens `path` for appending, without the lines that a run from `start` writes again."""
     if path.exists():
-        kept = [line for line in path.read_text().splitlines() if _lasts(line, start)]
+        kept = [line for line in path.read_text().splitlines() if _is_kept(line, start)]
         write_atomically(path, "".join(line + "\n" for line in kept))
     return path.open("a")
 
 
-def _lasts(line: str, start: int) -> bool:
+def _is_kept(line: str, start: int) -> bool:
     try:
         record = json.loads(line)
-        # The run from `start` begins with validating there.
+        # The run from `start` begins with the validation of that step.
         validation = any(name.startswith("validation/") for name in record)
         return record["step"] < start or (record["step"] == start and not validation)
     except (ValueError, KeyError, TypeError):  # a line torn by an interruption
@@ -122,7 +171,7 @@ def _lasts(line: str, start: int) -> bool:
 
 
 def _progress(total: int, start: int) -> Any:
-    """Rate and time left on stderr: a bar, or where there is no terminal a line now and then."""
+    """Returns a progress bar on stderr: a live bar on a terminal, else a line every 30 seconds."""
     from tqdm import tqdm
 
     interval = 0.2 if sys.stderr.isatty() else 30.0

@@ -1,4 +1,4 @@
-"""Where a number comes from: configuration, commit, versions, device and seeds."""
+"""The origin of a number: configuration, commit, versions, device and seeds."""
 
 import importlib.metadata
 import os
@@ -9,13 +9,19 @@ from typing import Any
 
 import jax
 
+import pae_jax
 from pae_jax.config import Config
 
 PACKAGES = ("pae_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def describe(config: Config, *, step: int) -> dict[str, Any]:
-    """A JSON-ready record of what made a model's numbers, `step` updates into its training."""
+    """Returns a JSON-ready record of the origin of a model's numbers.
+
+    Args:
+      config: the configuration of the run.
+      step: the number of updates that the model was trained for.
+    """
     device = jax.devices()[0]
     return {
         "config_hash": config.hash,
@@ -24,7 +30,7 @@ def describe(config: Config, *, step: int) -> dict[str, Any]:
         "commit": commit(),
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
+            **{name: version(name) for name in PACKAGES},
         },
         "device": {
             "platform": device.platform,
@@ -37,8 +43,12 @@ def describe(config: Config, *, step: int) -> dict[str, Any]:
 
 
 def line(*packages: str) -> str:
-    """Machine, versions of Python and `packages`, and commit: the head of a benchmark's table."""
-    versions = "".join(f", {name} {importlib.metadata.version(name)}" for name in packages)
+    """Returns machine, versions and commit in one line, the head of a benchmark's table.
+
+    Args:
+      *packages: the names of the packages whose versions are included.
+    """
+    versions = "".join(f", {name} {version(name) or 'unknown'}" for name in packages)
     return (
         f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores, "
         f"{jax.devices()[0].device_kind}; Python {platform.python_version()}{versions}; "
@@ -46,15 +56,39 @@ def line(*packages: str) -> str:
     )
 
 
-def commit() -> str | None:
-    """The checkout's commit, "+" behind it when files differ; None outside a checkout."""
+def version(package: str) -> str | None:
+    """Returns the version of a package; None if the package has no metadata."""
+    # A checkout on the PYTHONPATH has no metadata, and those of an editable installation may be
+    # older than its code.
+    if package == pae_jax.__name__:
+        return pae_jax.__version__
     try:
-        return _git("rev-parse", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else "")
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """Returns the commit of the checkout that this code runs from.
+
+    Code that is installed or unpacked somewhere inside another repository does not belong to it,
+    so the commit of that repository is not reported.
+
+    Returns:
+      The hash, followed by "+" if tracked files differ from it; None outside a checkout.
+    """
+    root = Path(__file__).resolve().parents[2]
+    try:
+        if Path(_git(root, "rev-parse", "--show-toplevel")).resolve() != root:
+            return None
+        _git(root, "ls-files", "--error-unmatch", "pae_jax/__init__.py")  # fails if untracked
+        changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+        return _git(root, "rev-parse", "HEAD") + ("+" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def _git(*words: str) -> str:
-    here = Path(__file__).parent
-    done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True)
+def _git(directory: Path, *arguments: str) -> str:
+    command = ["git", *arguments]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True)
     return done.stdout.strip()

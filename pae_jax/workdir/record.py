@@ -1,8 +1,8 @@
-"""The small files of a workdir, and the lock on it.
+"""The small files of a workdir, and its lock.
 
-W/config.json       the configuration; a run with another one is refused
-W/data.json         what the training split was: channels, counts, held-out names
-W/.lock             held by the process that trains in W
+W/config.json       the configuration and its schema; a run with another one is refused
+W/data.json         the training split: channels, counts, held-out names
+W/.lock             locked by the process that trains in W
 """
 
 import contextlib
@@ -18,17 +18,25 @@ from pae_jax.workdir.files import check_writable, read_json, write_json
 
 
 def read_config(workdir: Path) -> Config:
-    """The configuration with which the workdir's model was trained."""
+    """Returns the configuration of the run in the workdir, of whichever schema it was written."""
     return from_config_dict(upgrade(read_json(workdir / "config.json")))
 
 
 def read_data_record(workdir: Path) -> dict[str, Any]:
-    """What `data.json` says of the training split."""
+    """Returns the contents of data.json."""
     return read_json(workdir / "data.json")
 
 
 def check_workdir(workdir: Path, config: Config) -> None:
-    """Refuses a workdir that cannot be written or holds a run of another configuration."""
+    """Checks that a run of this configuration can be started or resumed in the workdir.
+
+    Args:
+      workdir: the folder, which need not exist.
+      config: the run's configuration.
+
+    Raises:
+      BadInput: the workdir cannot be written, or holds a run of another configuration.
+    """
     check_writable(workdir)
     if _holds_checkpoints(workdir):
         difference = _first_difference(read_config(workdir).to_dict(), config.to_dict())
@@ -38,9 +46,18 @@ def check_workdir(workdir: Path, config: Config) -> None:
 
 @contextlib.contextmanager
 def lock_workdir(workdir: Path, config: Config, data_record: dict[str, Any]) -> Iterator[None]:
-    """Takes the workdir for this process and writes config.json and data.json.
+    """Locks the workdir while the context is open; writes config.json and data.json.
 
-    Refuses a workdir where another process is training, and one whose run had other data.
+    Args:
+      workdir: the folder.
+      config: the run's configuration.
+      data_record: the contents of data.json.
+
+    Yields:
+      Nothing.
+
+    Raises:
+      BadInput: another process trains in the workdir, or its run had other data.
     """
     with (workdir / ".lock").open("a") as lock:
         try:
@@ -57,17 +74,16 @@ def lock_workdir(workdir: Path, config: Config, data_record: dict[str, Any]) -> 
 
 
 def _holds_checkpoints(workdir: Path) -> bool:
-    """Before its first checkpoint a run has nothing that another config or data could spoil."""
+    # Without a checkpoint there is nothing yet that another config or other data could spoil.
     return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
 
 
 def _first_difference(old: Any, new: Any, key: str = "") -> str | None:
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted({*old, *new}):
-            found = _first_difference(
-                old.get(name), new.get(name), f"{key}.{name}" if key else name
-            )
-            if found:
-                return found
+            full_key = f"{key}.{name}" if key else name
+            difference = _first_difference(old.get(name), new.get(name), full_key)
+            if difference:
+                return difference
         return None
     return None if old == new else f"{key} is {old!r} there and {new!r} now"

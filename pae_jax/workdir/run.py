@@ -1,8 +1,9 @@
-"""One run: what belongs to one config and one workdir, whoever drives its steps."""
+"""One run: the data, checkpoints, log and result of one config in one workdir."""
 
 import contextlib
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +14,9 @@ from data_pipelines.dataset import TrainingSplit, open_training
 from data_pipelines.textures import Textures, open_textures
 from pae_jax import augmentation, methods
 from pae_jax.config import Config
-from pae_jax.devices.batches import Batches, is_resident, open_batches, steps_per_call
-from pae_jax.workdir import checkpoint, logs, record, validation
+from pae_jax.devices import batches
+from pae_jax.workdir import logs, record, validation
+from pae_jax.workdir.checkpoint import Checkpoints
 
 FINISHED, STOPPED, DIVERGED = "finished", "stopped", "diverged"
 
@@ -23,9 +25,10 @@ class TrainResult(NamedTuple):
     """How a run ended.
 
     Attributes:
-      outcome: FINISHED; STOPPED by SIGTERM or Ctrl-C, its state saved; or DIVERGED: the loss, the
-        gradient or the parameters of `step` were not finite; the last good checkpoint is kept.
-      step: updates done, or the number of the update that diverged.
+      outcome: FINISHED; STOPPED by SIGTERM or Ctrl-C, with the state saved; or DIVERGED, when the
+        loss, the gradient or the parameters of `step` were not finite. The last good checkpoint
+        is kept in that case.
+      step: the number of updates done, or the number of the update that diverged.
       validation: metrics of the last validation on held-out corruptions.
     """
 
@@ -34,99 +37,176 @@ class TrainResult(NamedTuple):
     validation: dict[str, float]
 
 
-class Run(contextlib.ExitStack):
-    """A run's data, checkpoints, log and result; a context that takes the workdir for itself.
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """An opened run; see `open_run`.
 
-    Where several processes drive one run, the first alone validates and logs; all of them save.
+    Attributes:
+      config: the configuration.
+      workdir: the folder, locked by this process.
+      data: training and held-out images.
+      textures: training and held-out textures.
+      on_device: whether images and textures are kept on the device.
+      checkpoints: the checkpoints in the workdir.
+      is_main_process: whether this process validates and logs. All processes save.
     """
 
-    def __init__(self, config: Config, workdir: str | Path):
-        super().__init__()
-        self.config, self.workdir = config, Path(workdir)
-        self.is_main_process = jax.process_index() == 0
-        self.result: TrainResult | None = None
-        self.scores: dict[str, float] = {}
-        augmentation.check_policy(config.data.augmentation, config.data.shape)
-        methods.check(config)
-        record.check_workdir(self.workdir, config)
-        self.data, self.textures = open_data(config)
-        self.on_device = is_resident(config, self.data.images, self.textures.train)
-        self.steps_per_call = 1
+    config: Config
+    workdir: Path
+    data: TrainingSplit
+    textures: Textures
+    on_device: bool
+    checkpoints: Checkpoints
+    is_main_process: bool
 
-    def __enter__(self) -> "Run":
-        super().__enter__()
-        if self.is_main_process:
-            description = _describe(self.data, self.textures)
-            self.enter_context(record.lock_workdir(self.workdir, self.config, description))
-        self.checkpoints = self.enter_context(
-            checkpoint.Checkpoints(self.workdir, keep=self.config.train.keep_checkpoints)
-        )
-        return self
+    def steps_per_call(self, start: int) -> int:
+        """Returns how many steps run per compiled call if the run starts after `start` steps."""
+        return batches.steps_per_call(self.config, on_device=self.on_device, start=start)
 
-    def begin(self, start: int) -> Batches:
-        """Opens the log and the data for the steps from `start` on; sets `steps_per_call`."""
-        self.steps_per_call = steps_per_call(self.config, on_device=self.on_device, start=start)
-        if self.is_main_process:
-            self.log = self.enter_context(logs.RunLog(self.workdir, self.config, start=start))
-            examples = validation.fixed_examples(
-                self.data.held_out, self.textures.held_out, self.config
-            )
-            self._validate = validation.make_validate(self.config, examples)
-        return open_batches(
+    def open_batches(self, start: int) -> batches.Batches:
+        """Opens the batches of the steps from `start` on."""
+        return batches.open_batches(
             self.config,
             self.data.images,
             self.textures.train,
             start=start,
-            steps=self.steps_per_call,
+            steps=self.steps_per_call(start),
             on_device=self.on_device,
         )
 
+    @contextlib.contextmanager
+    def open_recorder(self, start: int) -> Iterator["Recorder"]:
+        """Opens the log for the steps from `start` on, and prepares the validation.
+
+        Args:
+          start: the number of steps done. Lines of later steps in the log are dropped.
+
+        Yields:
+          The recorder, which logs only in the main process.
+        """
+        if not self.is_main_process:
+            yield Recorder(self.checkpoints)
+            return
+        examples = validation.fixed_examples(
+            self.data.held_out, self.textures.held_out, self.config
+        )
+        validate = validation.make_validate(self.config, examples)
+        with logs.RunLog(self.workdir, self.config, start=start) as log:
+            yield Recorder(self.checkpoints, log, validate)
+
+
+@dataclasses.dataclass
+class Recorder:
+    """Validates, logs and saves a run, and keeps its result.
+
+    Attributes:
+      checkpoints: the run's checkpoints.
+      log: the run's log in the main process, None in the others.
+      validate_params: parameters → metrics and a panel; None with `log`.
+      scores: metrics of the last validation.
+      result: how the run ended; None until then.
+    """
+
+    checkpoints: Checkpoints
+    log: logs.RunLog | None = None
+    validate_params: Callable[[Any], tuple[dict[str, float], np.ndarray]] | None = None
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    result: TrainResult | None = None
+
     def validate(self, step: int, params: Any) -> None:
-        """Metrics and panel on held-out corruptions; `params` on one device of this process."""
-        if self.is_main_process:
-            self.scores, panel = self._validate(params)
+        """Computes and logs metrics and a panel on held-out corruptions.
+
+        Args:
+          step: the number of updates done.
+          params: parameters on one device of this process.
+        """
+        if self.log and self.validate_params:
+            self.scores, panel = self.validate_params(params)
             self.log.validation(step, self.scores, panel)
 
     def log_steps(
-        self, step: int, metrics: Mapping[str, np.ndarray], waited: float, flops: float | None
+        self,
+        step: int,
+        metrics: Mapping[str, np.ndarray],
+        data_seconds: float,
+        flops: float | None,
     ) -> None:
-        """Logs the steps of one call that began at `step`; `metrics` have shape (steps,).
+        """Logs the steps of one call; sets the result to DIVERGED if a metric is not finite.
 
-        Where they are not finite the run's result is DIVERGED from then on.
+        Args:
+          step: the number of updates done before the call.
+          metrics: the metrics of the call's steps, (steps,) each.
+          data_seconds: the time that the call waited for its data.
+          flops: FLOP of one step on one device, if known.
         """
         count = len(metrics["loss"])
         for i in range(count):
             values = {name: float(value[i]) for name, value in metrics.items()}
-            if self.is_main_process:
-                self.log.step(step + i + 1, values, waited / count, flops)
+            if self.log:
+                self.log.step(step + i + 1, values, data_seconds / count, flops)
             if not all(map(math.isfinite, values.values())):
-                self.result = TrainResult(DIVERGED, step + i + 1, self.scores)
+                self.finish(DIVERGED, step + i + 1)
                 return
 
     def save(self, step: int, state: Any) -> None:
+        """Saves a checkpoint in the background."""
         self.checkpoints.save(step, state)
 
     def finish(self, outcome: str, step: int) -> None:
+        """Sets the result."""
         self.result = TrainResult(outcome, step, self.scores)
 
 
+@contextlib.contextmanager
+def open_run(config: Config, workdir: str | Path) -> Iterator[Run]:
+    """Checks a config, opens its data, and locks the workdir while the context is open.
+
+    If several processes train one run, each opens it, and the main process holds the lock.
+
+    Args:
+      config: the run's configuration.
+      workdir: a new folder, or one that holds a run of the same configuration.
+
+    Yields:
+      The run.
+
+    Raises:
+      BadInput: the config or its data cannot be used, or the workdir holds another run.
+    """
+    workdir, is_main_process = Path(workdir), jax.process_index() == 0
+    augmentation.check_policy(config.data.augmentation, config.data.shape)
+    methods.check(config)
+    record.check_workdir(workdir, config)
+    data, textures = open_data(config)
+    with contextlib.ExitStack() as stack:
+        if is_main_process:
+            data_record = _data_record(data, textures)
+            stack.enter_context(record.lock_workdir(workdir, config, data_record))
+        checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.train.keep_checkpoints))
+        on_device = batches.is_resident(config, data.images, textures.train)
+        yield Run(config, workdir, data, textures, on_device, checkpoints, is_main_process)
+
+
 def open_data(config: Config) -> tuple[TrainingSplit, Textures]:
-    """The training images with those held out, and the textures likewise."""
+    """Opens the training images and textures, each with a held-out part."""
     data = config.data
     split = open_training(
-        data.spec, holdout=data.holdout_fraction, seed=config.train.seed, images=data.max_images
+        data.spec,
+        holdout_fraction=data.holdout_fraction,
+        seed=config.train.seed,
+        max_images=data.max_images,
     )
     return split, open_run_textures(config)
 
 
 def open_run_textures(config: Config) -> Textures:
-    """The textures, with those held out."""
+    """Opens the textures, with a held-out part."""
     data, seed = config.data, config.train.seed
-    return open_textures(data.textures, size=data.texture_size, cache=data.cache_dir, seed=seed)
+    return open_textures(data.textures, size=data.texture_size, cache_dir=data.cache_dir, seed=seed)
 
 
-def _describe(data: TrainingSplit, textures: Textures) -> dict[str, Any]:
-    """What evaluation must know of the training split, and what a reader wants to."""
+def _data_record(data: TrainingSplit, textures: Textures) -> dict[str, Any]:
+    """Returns the contents of data.json, which evaluation needs and a reader may want."""
     return {
         "channels": data.channels,
         "training_images": len(data.images),

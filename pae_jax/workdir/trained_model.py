@@ -19,16 +19,27 @@ from pae_jax.workdir.record import read_config, read_data_record
 
 
 class Model(NamedTuple):
-    """A trained model of a workdir: its configuration, parameters and their training step."""
+    """A trained model of a workdir.
+
+    Attributes:
+      config: the configuration of the run, with overrides of the section eval.
+      params: the parameters for evaluation, averaged over steps where the run does so.
+      step: the number of updates in the checkpoint.
+      channels: of the stored images; 1 if all training images are grey, else 3.
+    """
 
     config: Config
     params: Any
     step: int
-    channels: int  # of the stored images: 1 for a grey category, else 3
+    channels: int
 
 
 def load(workdir: Path, overrides: Sequence[str] = ()) -> Model:
-    """The newest checkpoint of a workdir, with `--config.eval.…` overrides applied.
+    """Returns the model of the newest readable checkpoint.
+
+    Args:
+      workdir: the folder of a training run.
+      overrides: words --config.eval.KEY=VALUE.
 
     Raises:
       BadInput: no run, no readable checkpoint, or an override outside the section eval.
@@ -46,15 +57,24 @@ def load(workdir: Path, overrides: Sequence[str] = ()) -> Model:
 def restore(
     workdir: Path, config: Config, *, until: int | None = None
 ) -> tuple[int, train_step.TrainState]:
-    """The newest readable checkpoint, of no step after `until`, on the first device.
+    """Restores the newest readable checkpoint to the first device.
+
+    Args:
+      workdir: the folder of a training run.
+      config: the configuration of the run; it determines the shapes of the state.
+      until: the largest step that may be restored; None for no limit.
 
     Returns:
       (updates done, state).
+
+    Raises:
+      BadInput: no readable checkpoint.
     """
     template = jax.eval_shape(lambda: train_step.init_state(config, jax.random.key(0)))
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    # A checkpoint may have been written from many devices; evaluation takes one.
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), template
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), template
     )
     with Checkpoints(workdir) as checkpoints:
         restored = checkpoints.restore(abstract, until=until)
@@ -64,41 +84,52 @@ def restore(
 
 
 def open_split(workdir: Path, config: Config) -> TrainingSplit:
-    """The run's training images and those held out.
+    """Opens the training split of the run: the training images and those held out.
+
+    Args:
+      workdir: the folder of a training run.
+      config: the configuration of the run.
 
     Raises:
-      BadInput: the training images are gone, or are others than the run's.
+      BadInput: the training images are missing, or differ from those of the run.
     """
     data = config.data
     split = open_training(
-        data.spec, holdout=data.holdout_fraction, seed=config.train.seed, images=data.max_images
+        data.spec,
+        holdout_fraction=data.holdout_fraction,
+        seed=config.train.seed,
+        max_images=data.max_images,
     )
     if split.fingerprint != read_data_record(workdir)["fingerprint"]:
-        raise BadInput(f"{data.root or data.source}: other training images than the run's")
+        raise BadInput(f"{data.root or data.source}: other training images than those of the run")
     return split
 
 
 def thresholds(
     workdir: Path, model: Model, split: Callable[[], TrainingSplit] | None = None
 ) -> Thresholds:
-    """From the held-out normal images; kept in the workdir, so that they are needed once.
+    """Returns the thresholds of a model from the held-out normal images.
+
+    They are stored in the workdir, so that later calls do not need the training images.
 
     Args:
-      workdir: of the run.
-      model: its model.
-      split: opens its training images, `open_split` by default; called only where the workdir
-        holds no thresholds of this step and these settings yet.
+      workdir: the folder of the training run.
+      model: the model of the run.
+      split: opens the training images, by default with `open_split`. It is called only if the
+        workdir holds no thresholds of this step and these settings.
     """
     path = workdir / "thresholds.json"
     settings = model.config.to_dict()["eval"]
-    kept = read_json(path) if path.exists() else {}
-    if (
-        upgrade({"schema": kept.get("schema", 1), "eval": kept.get("eval", {})})["eval"] == settings
-        and kept.get("step") == model.step
-    ):
-        return Thresholds(**kept["thresholds"])
-    opened = split() if split else open_split(workdir, model.config)
-    detections = list(detect_all(model.params, opened.held_out, model.config))
+    if path.exists():
+        stored = read_json(path)
+        # A file of an older schema has other names for the same settings.
+        stored_settings = upgrade(
+            {"schema": stored.get("schema", 1), "eval": stored.get("eval", {})}
+        )
+        if stored_settings["eval"] == settings and stored.get("step") == model.step:
+            return Thresholds(**stored["thresholds"])
+    training = split() if split else open_split(workdir, model.config)
+    detections = list(detect_all(model.params, training.held_out, model.config))
     result = choose_thresholds(detections, model.config)
     record = {
         "schema": SCHEMA,

@@ -1,3 +1,5 @@
+"""pae_jax.devices.winograd against float64 and linen, in both of its forms."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ def arrays(*shapes):
 
 
 def plain(x, kernel):
-    """Σ over the taps in float64."""
+    """Sums over the kernel's nine positions in float64."""
     x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
     _, height, width, _ = x.shape
     x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -25,9 +27,9 @@ def plain(x, kernel):
 
 
 @pytest.fixture(params=[True, False], ids=["products", "convolutions"])
-def form(request, monkeypatch):
-    monkeypatch.setattr(hardware, "prefers_products", lambda: request.param)
-    return request.param
+def form(request):
+    with hardware.building_for("cpu" if request.param else "gpu"):
+        yield request.param
 
 
 @pytest.mark.parametrize("size", [(2, 2), (6, 4), (5, 4), (1, 1)])
@@ -46,10 +48,10 @@ def test_against_float64(form, size, width):
     )
 
 
-def test_products_take_the_place_of_convolutions(form):
+def test_products_replace_convolutions(form):
     x, kernel = arrays((1, 4, 4, WIDTH), (3, 3, WIDTH, WIDTH))
     for function in (winograd.convolve, winograd.convolve_upsampled):
-        # A function of its own: what was traced is kept by the function.
+        # A new function each time, because JAX keeps the trace of a function.
         text = str(jax.make_jaxpr(lambda x, k, f=function: f(x, k))(x, kernel))
         assert ("conv_general_dilated" in text) != form
     low = kernel.astype(jnp.bfloat16)
@@ -58,7 +60,7 @@ def test_products_take_the_place_of_convolutions(form):
 
 
 def test_derivatives_are_those_of_a_convolution():
-    """Forwards, backwards, and backwards through forwards as the Jacobian penalty needs it."""
+    """Checks vjp, jvp, and the gradient of a jvp, which the Jacobian penalty needs."""
     x, kernel, v = arrays((1, 4, 6, WIDTH), (3, 3, WIDTH, WIDTH), (1, 4, 6, WIDTH))
 
     def reference(x, kernel):
@@ -84,16 +86,25 @@ def test_derivatives_are_those_of_a_convolution():
 
 
 @pytest.mark.parametrize("width", [4, WIDTH])
-def test_a_module_is_linens(form, width):
-    """Its parameters too; and the decoder's input is joined without being laid out."""
-    below, beside = arrays((2, 5, 3, width), (2, 10, 6, 2))
-    joined = jnp.concatenate([upsample(below), beside], -1)
+def test_the_module_agrees_with_linen(form, width):
+    """Parameters and values agree; the decoder's concatenation is never stored."""
+    coarse, fine = arrays((2, 5, 3, width), (2, 10, 6, 2))
+    joined = jnp.concatenate([upsample(coarse), fine], -1)
     theirs = nn.Conv(WIDTH, (3, 3), kernel_init=nn.initializers.he_normal())
     ours = Convolution3x3(WIDTH)
     variables = theirs.init(jax.random.key(0), joined)
     jax.tree.map(
-        np.testing.assert_array_equal, variables, ours.init(jax.random.key(0), beside, below)
+        np.testing.assert_array_equal, variables, ours.init(jax.random.key(0), fine, coarse)
     )
     np.testing.assert_allclose(
-        ours.apply(variables, beside, below), theirs.apply(variables, joined), atol=1e-5
+        ours.apply(variables, fine, coarse), theirs.apply(variables, joined), atol=1e-5
     )
+
+
+@pytest.mark.parametrize("row", [(0.5, 1, 0), (2, 0, 1), (0, 0, 0)])
+def test_a_transform_of_other_factors_is_refused(row):
+    """Only additions and subtractions are written out, so another factor would be lost."""
+    algorithm = winograd.UPSAMPLED._replace(input_transform=(row, (0, 1, 0), (0, -1, 1)))
+    x, kernel = arrays((1, 2, 2, WIDTH), (3, 3, WIDTH, WIDTH))
+    with pytest.raises(ValueError, match="a row of 0, 1 and -1"):
+        winograd._apply_bilinear(x, kernel, algorithm)

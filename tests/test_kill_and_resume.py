@@ -1,6 +1,6 @@
-"""A full disk, a lost checkpoint, Ctrl-C: the run tells, and the next start makes up for it.
+"""A full disk, a lost checkpoint, Ctrl-C: the run reports it, and the next start recovers.
 
-What a kill at any moment does is measured by benchmarks/survival.py.
+experiments/kill_and_resume.py tests kills at any moment.
 """
 
 import errno
@@ -21,10 +21,11 @@ from pae_jax.workdir import logs
 
 PROJECT = Path(__file__).parents[1]
 
-# `pae` with a disk that holds no file above 4000 bytes from the saving of step FULL on.
+# `pae` on a disk that, from the save of step FULL on, holds no file above 4000 bytes.
 FULL_DISK = """
 import resource, sys
-from pae_jax import checkpoint, main
+from pae_jax import main
+from pae_jax.workdir import checkpoint
 
 full = int(sys.argv.pop(1))
 save = checkpoint.Checkpoints.save
@@ -46,7 +47,7 @@ def names(workdir: Path) -> list[str]:
 
 @pytest.mark.parametrize(("full", "kept"), [(10, ["5"]), (30, ["20", "25"])])
 def test_a_full_disk_costs_the_last_save_only(trained, tmp_path, full, kept):
-    """Met by the next save, or, where it was the last, when the run ends."""
+    """The next save reports the failure; after the last save the end of the run reports it."""
     changes = {"train__checkpoint_every": 5, "train__log_every": 1000}  # a small metrics.jsonl
     words = ["train", *runs.words(trained.root, **changes), f"--workdir={tmp_path}"]
     command = [sys.executable, "-c", FULL_DISK, str(full), *words]
@@ -57,7 +58,7 @@ def test_a_full_disk_costs_the_last_save_only(trained, tmp_path, full, kept):
     last = process.stderr.splitlines()[-1]
     assert f"{tmp_path / 'checkpoints'}: cannot be written (" in last
     assert last.endswith(")")
-    assert "ERROR" not in process.stderr  # what Orbax logs of it
+    assert "ERROR" not in process.stderr  # Orbax would log one
     assert "Traceback" not in process.stderr
     assert [name for name in names(tmp_path) if name.isdigit()] == kept
     assert runs.read_state(tmp_path)[0] == int(kept[-1])
@@ -68,7 +69,7 @@ def test_a_full_disk_costs_the_last_save_only(trained, tmp_path, full, kept):
     assert names(tmp_path) == ["25", "30"]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_under_the_log(tmp_path, monkeypatch):
     options = config.from_config_dict({"train": {"tensorboard": False, "log_every": 1}})
     reason = os.strerror(errno.ENOSPC)
@@ -79,7 +80,7 @@ def test_a_full_disk_under_the_log(tmp_path, monkeypatch):
             pytest.raises(errors.CannotWrite, match=rf"^{where}: cannot be written \({reason}\)"),
             logs.RunLog(tmp_path, options, start=0) as log,
         ):
-            log.step(1, {"loss": 1.0}, waited=0.0)
+            log.step(1, {"loss": 1.0}, data_seconds=0.0)
 
 
 def test_ctrl_c_saves_and_stops(trained, tmp_path, monkeypatch, capsys):
@@ -91,7 +92,7 @@ def test_ctrl_c_saves_and_stops(trained, tmp_path, monkeypatch, capsys):
             os.kill(os.getpid(), signal.SIGINT)
 
     command = ["train", *runs.words(trained.root), f"--workdir={tmp_path}"]
-    # A run that did not mind the signal would end at the last step, not end the tests.
+    # A run that ignores the signal then ends at its last step and does not end the tests.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with monkeypatch.context() as patch:
@@ -109,7 +110,7 @@ def test_ctrl_c_saves_and_stops(trained, tmp_path, monkeypatch, capsys):
 
 
 def test_a_lost_checkpoint(trained, tmp_path):
-    """Without the newest one, the run resumes from the one before; without any, from the start."""
+    """The run resumes from the checkpoint before the lost one; without any, from the start."""
     run = runs.clone(trained, tmp_path)
     options = runs.load_config(run.root)
     for lost, left in ((["30"], ["20"]), (["20", "30"], [])):

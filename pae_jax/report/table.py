@@ -1,0 +1,100 @@
+"""The table that `pae evaluate` prints. It leaves out what is undefined for the data."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+PER_TYPE_METRICS = (
+    "image_auroc_sum",
+    "image_auroc_max",
+    "image_auroc_topk",
+    "pixel_auroc",
+    "pixel_ap",
+    "pixel_aupro",
+)
+
+
+def is_defined(value: Any) -> bool:
+    """Returns False for None and NaN, which stand for an undefined metric."""
+    return value is not None and not (isinstance(value, float | np.floating) and math.isnan(value))
+
+
+def metric_names(record: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the metrics in a record of metrics.json."""
+    return [name for name in record if name.startswith(("image_", "pixel_"))]
+
+
+def format_table(record: Mapping[str, Any]) -> str:
+    """Returns the metrics with their intervals, the decisions, and the metrics per defect type.
+
+    Args:
+      record: the content of metrics.json.
+    """
+    blocks = [_metrics(record), _decisions(record), _diagnostics(record), _per_type(record)]
+    return "\n\n".join("\n".join(lines) for lines in blocks if lines)
+
+
+def _metrics(record: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name in metric_names(record):
+        if not is_defined(record[name]):
+            continue
+        ends = record["intervals"].get(name, ())
+        defined = bool(ends) and all(map(is_defined, ends))
+        interval = f"   [{ends[0]:.3f}, {ends[1]:.3f}]" if defined else ""
+        lines.append(f"{name:24s}{record[name]:.4f}{interval}")
+    return lines
+
+
+def _decisions(record: Mapping[str, Any]) -> list[str]:
+    """Returns the threshold and how many test images of each class exceed it."""
+    threshold, good = record["threshold"], record["images"]["good"]
+    score = record["provenance"]["config"]["eval"]["image_score"]
+    lines = [f"{'threshold':24s}image score {score} > {threshold['score']:.6g}"]
+    for name, rate, total, truth in (
+        ("false alarms", threshold["test_false_positive_rate"], good, "good"),
+        (
+            "detected",
+            threshold["test_true_positive_rate"],
+            sum(record["images"].values()) - good,
+            "defective",
+        ),
+    ):
+        if total:
+            # The rate is a quotient of two counts; rounding recovers the numerator.
+            lines.append(f"{name:24s}{round(rate * total)} of {total} {truth} images")
+    return lines
+
+
+def _diagnostics(record: Mapping[str, Any]) -> list[str]:
+    values = record["diagnostics"].items()
+    return [f"{name:24s}{value:.4f}" for name, value in values if is_defined(value)]
+
+
+def _per_type(record: Mapping[str, Any]) -> list[str]:
+    """Returns a line per defect type, with the columns that are defined for one of them."""
+    rows = record["per_type"]
+    columns = [
+        name for name in PER_TYPE_METRICS if any(is_defined(row[name]) for row in rows.values())
+    ]
+    if not rows:
+        return []
+    table = [["defect type", "images", *columns]]
+    for defect_type, row in rows.items():
+        cells = [f"{row[name]:.4f}" if is_defined(row[name]) else "–" for name in columns]
+        table.append([defect_type, str(row["images"]), *cells])
+    return _align(table)
+
+
+def _align(table: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the rows as lines: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join(
+            [first.ljust(widths[0])]
+            + [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        )
+        for first, *cells in table
+    ]
