@@ -58,10 +58,11 @@ def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def _sweep(args: argparse.Namespace, overrides: list[str]) -> int:
     from pae_jax import sweep
-    from pae_jax.workdir import checkpoint
+    from pae_jax.workdir import checkpoint, logs
 
     process.start()
     checkpoint.silence_background_errors()
+    logs.configure_logging()
     table = sweep.sweep(args.config, args.workdir, overrides)
     print(table.read_text())
     print(table)

@@ -62,6 +62,9 @@ SETTINGS = {
     "eval.bootstrap_resamples": 20,
     "eval.bootstrap_seed": 1,
 }
+# Diagnostics (old names) of the crops of normal images, which have a random stream of their own
+# since 0.2.0.
+REDRAWN = ("tangent_defect", "normal_dominance")
 WORDS = [f"--config.{key}={value}" for key, value in SETTINGS.items()]
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
@@ -108,6 +111,9 @@ def test_evaluate(workdir):
             compared += 1
     assert compared >= 14
     for name, value in old["diagnostics"].items():
+        if name in REDRAWN:
+            assert new["diagnostics"][RENAMED_METRICS.get(name, name)] > 0
+            continue
         new_value = new["diagnostics"][RENAMED_METRICS.get(name, name)]
         assert new_value == pytest.approx(value, rel=1e-3, abs=1e-5), name
     for kind, values in old["per_type"].items():
