@@ -266,6 +266,7 @@ def _decoded_masks(spec: DatasetSpec, names: Sequence[str], files: dict[int, _Fi
     def row(i: int) -> np.ndarray:
         return _decode_mask(files.get(i), spec.shape, spec.shape)
 
+    # The cache holds uint8; a view as bool copies nothing.
     return cached(spec.cache_dir, key, [shape], lambda: (shape, row)).view(np.bool_)
 
 

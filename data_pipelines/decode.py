@@ -132,6 +132,7 @@ def _load(image: Image.Image, data: bytes, origin: str, *, scale: bool = True) -
     With `scale=False` an image of more than 8 bits stays in its integer mode.
     """
     try:
+        # Pillow decodes lazily, so without this call damaged pixels would raise outside the `try`.
         image.load()
         if _orientation(image, data) != 1:
             image = ImageOps.exif_transpose(image)
@@ -143,6 +144,7 @@ def _load(image: Image.Image, data: bytes, origin: str, *, scale: bool = True) -
             image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
         return image.convert(mode)
     except BadInput:
+        # `_to_8_bit` raises it, and its message already names the file.
         raise
     except Exception as error:  # OSError, SyntaxError, struct.error, zlib.error, …
         raise _damaged(origin, error) from error
@@ -150,6 +152,7 @@ def _load(image: Image.Image, data: bytes, origin: str, *, scale: bool = True) -
 
 def _to_8_bit(image: Image.Image, origin: str) -> Image.Image:
     """Scales integers of up to 16 bits to 8 bits, rounded."""
+    # In 16 bits the sum below could overflow.
     values = np.asarray(image).astype(np.int64)
     low, high = values.min(), values.max()
     if low < 0 or high > 65535:

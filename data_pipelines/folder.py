@@ -51,10 +51,12 @@ def image_files(directory: Path) -> list[Path]:
       BadInput: the directory is missing, cannot be listed, or holds no image.
     """
     paths = []
+    # Without `onerror`, folders that cannot be listed would be skipped without a message.
     for parent, folders, files in os.walk(directory, onerror=_cannot_list):
         # An entry with an image's suffix counts as an image even if it is no regular file:
         # reading it fails later with an error that names it.
         images = [name for name in folders + files if _is_image(name)]
+        # Changed in place, because `os.walk` descends into the folders that remain in this list.
         folders[:] = [name for name in folders if name[0] != "." and name not in images]
         paths += [Path(parent, name) for name in images]
     if not paths:

@@ -13,6 +13,7 @@ from scipy import ndimage, spatial
 
 def draw(family: str, index: int, size: int) -> np.ndarray:
     """Draws image `index` of a family, uint8 (size, size, 3); images of odd index are grey."""
+    # crc32, because Python's own hash of a string differs between processes.
     rng = np.random.default_rng([zlib.crc32(family.encode()), index])
     grid = np.arange(size) / size
     y, x = np.meshgrid(grid, grid, indexing="ij")
@@ -45,6 +46,8 @@ def _clouds(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarra
 
 def _grain(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Draws white noise, blurred by a different width along each axis."""
+    # In proportion to the size, so that the grain looks alike at any size. The blur wraps around,
+    # so that it is equally strong at the borders.
     blur = y.shape[0] / 256 * np.exp(rng.uniform(np.log(0.3), np.log(6), 2))
     return _rescaled(ndimage.gaussian_filter(rng.random((*y.shape, 3)), (*blur, 0), mode="wrap"))
 
@@ -66,6 +69,7 @@ def _checkers(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndar
 def _bars(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Draws coloured parallel bars of random widths."""
     u, _ = _rotated(rng, y, x)
+    # A wider range than that of rotated coordinates, at most 0.71 from the centre.
     edges = np.sort(rng.uniform(-1.5, 1.5, rng.integers(20, 100)))
     return rng.random((len(edges) + 1, 3))[np.searchsorted(edges, u)]
 
@@ -82,6 +86,7 @@ def _cracks(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarra
     points = rng.random((rng.integers(20, 300), 2))
     distance, _ = spatial.KDTree(points).query(np.stack([y, x], -1), k=2)
     spacing = len(points) ** -0.5
+    # On the border between two cells, the two nearest points are equally far away.
     border = np.clip((distance[..., 1] - distance[..., 0]) / (0.15 * spacing), 0, 1)
     return border * (1 - 0.4 * np.clip(distance[..., 0] / spacing, 0, 1))
 
@@ -91,6 +96,7 @@ def _leaves(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarra
     colours = np.ones((*y.shape, 3)) * rng.random(3)
     for _ in range(300):
         cy, cx = rng.uniform(-0.1, 1.1, 2)
+        # A power law gives many small discs and a few large ones.
         radius = min(0.02 * rng.random() ** -0.6, 0.25)
         rows, columns = (
             slice(*np.searchsorted(axis, (c - radius, c + radius)))

@@ -27,6 +27,7 @@ def prepare(name: str, manual_dir: str, data_dir: str) -> list[str]:
     Raises:
       BadInput: an unknown name, a missing folder, or a file at fault in the archive.
     """
+    # Imported here, because TFDS takes a second to load and `--help` does not need it.
     import tensorflow_datasets as tfds
 
     from data_pipelines import mvtec_ad, visa
@@ -44,6 +45,7 @@ def prepare(name: str, manual_dir: str, data_dir: str) -> list[str]:
     for config in selected:
         builders[dataset](config=config, data_dir=data_dir).download_and_prepare(
             download_config=tfds.download.DownloadConfig(manual_dir=manual_dir),
+            # The default format has no random access, which `tfds_source` needs.
             file_format="array_record",
         )
     return [f"{dataset}/{config}" for config in selected]

@@ -1,9 +1,9 @@
 """Source: drawn images of two textures with three defect types. No files are needed.
 
-For smoke tests and first runs. Every image is a pure function of (category, split, defect type,
-index). A pattern is a function of continuous coordinates. A defect either shifts the coordinates
-or is blended over the colours. Its mask is exact: outside the mask the image equals, bit for
-bit, the image that would have been drawn without the defect.
+It serves smoke tests and first runs. Every image is a pure function of (category, split, defect
+type, index). A pattern is a function of continuous coordinates. A defect either shifts the
+coordinates or is blended over the colours. Its mask is exact: outside the mask the image equals,
+bit for bit, the image that would have been drawn without the defect.
 """
 
 import functools

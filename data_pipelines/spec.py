@@ -1,4 +1,4 @@
-"""The specification of a data set. Light, because the config imports this module."""
+"""The specification of a data set. It imports nothing heavy, because the config imports it."""
 
 from typing import NamedTuple
 

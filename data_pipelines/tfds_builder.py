@@ -55,6 +55,7 @@ class OneClassBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     "name": tfds.features.Text(),
                 }
             ),
+            # TFDS otherwise orders the examples by a hash of their keys.
             disable_shuffling=True,
         )
 
@@ -72,6 +73,7 @@ class OneClassBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield (
                 item.name,
                 {
+                    # TFDS stores bytes as they are, while it would encode an array anew.
                     "image": image,
                     "mask": _mask(item, image_shape(image, item.origin)),
                     "label": LABELS[item.type != GOOD],

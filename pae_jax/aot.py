@@ -121,6 +121,7 @@ class Report(NamedTuple):
 def start() -> None:
     """Prepares this process; call it before the process touches a device."""
     for name, value in ENVIRONMENT.items():
+        # A value that the user has set takes precedence.
         os.environ.setdefault(name, value)
     # Otherwise JAX would look for a TPU in this machine.
     jax.config.update("jax_platforms", "cpu")
@@ -151,6 +152,7 @@ def compile_programs(config: Config, topology: str) -> Iterator[Report]:
     mesh = slice_mesh(config, devices, topology)
     height, width = config.data.shape
     where = f"{mesh.size} × {devices[0].device_kind}"
+    # The data are not opened, so it is unknown whether they would fit on the device.
     stride = steps_per_call(config, on_device=False)
     title = (
         f"training: {config.train.batch_size} images of {height}×{width} a step on {where}; "
@@ -233,6 +235,7 @@ def lower_training(config: Config, mesh: jax.sharding.Mesh) -> Any:
       The lowered program, see `jax.stages.Lowered`.
     """
     key = jax.eval_shape(lambda: jax.random.key(config.train.seed))
+    # The shapes are enough to compile, so no parameter is drawn.
     state = jax.eval_shape(functools.partial(train_step.init_state, config), key)
     stride = steps_per_call(config, on_device=False)
 
@@ -243,6 +246,7 @@ def lower_training(config: Config, mesh: jax.sharding.Mesh) -> Any:
         "image": _pixels(*leading, *config.data.shape),
         "texture": _pixels(*leading, side, side),
     }
+    # This process runs on a CPU, and would otherwise trace the forms that suit a CPU.
     with hardware.building_for("tpu"):
         return function.lower(state, {}, batches, key)
 
@@ -283,6 +287,7 @@ def measure(lowered: Any, *, parts: int = 1) -> tuple[Costs | None, str]:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
+        # The compiler refuses a program that is too large. Here this is a result, not a failure.
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return None, _first_line(error)
@@ -294,6 +299,7 @@ def measure(lowered: Any, *, parts: int = 1) -> tuple[Costs | None, str]:
         temporaries=sizes.temp_size_in_bytes,
         code=sizes.generated_code_size_in_bytes,
     )
+    # XLA counts the body of the loop over parts once.
     flops, traffic = work["flops"] * parts, work["bytes accessed"] * parts
     return Costs(memory, flops, traffic, hlo.collectives(compiled.as_text())), ""
 

@@ -76,6 +76,7 @@ def _none(key: Key, image: Image) -> Image:
 
 
 def _horizontal_flip(key: Key, image: Image) -> Image:
+    # A selection rather than a branch, because under vmap both branches would run.
     return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
 
 
@@ -105,6 +106,7 @@ def _rotation(key: Key, image: Image) -> Image:
 
 def _shift(key: Key, image: Image) -> Image:
     height, width, _ = image.shape
+    # A crop of the padded image moves it by whole pixels, so that no value is interpolated.
     reach = math.ceil(height * MAX_SHIFT), math.ceil(width * MAX_SHIFT)
     padding = ((reach[0], reach[0]), (reach[1], reach[1]), (0, 0))
     return image_ops.crop(key, jnp.pad(image, padding, mode="symmetric"), (height, width))

@@ -82,15 +82,15 @@ class CorruptionConfig:
     placement: str = _field("uniform", choices=("uniform", "edges"))
     min_blobs: int = _field(1, at_least=1)
     max_blobs: int = _field(4, at_least=1)
-    min_axis: float = _field(0.01, above=0.0, at_most=1.0)
+    min_axis: float = _field(0.01, above=0.0, at_most=1.0)  # positive for a logarithmic scale
     max_axis: float = _field(0.25, above=0.0, at_most=1.0)
-    softness: float = _field(0.25, above=0.0, at_most=1.0)
+    softness: float = _field(0.25, above=0.0, at_most=1.0)  # positive because it is a divisor
     distortion: float = _field(0.5, at_least=0.0, at_most=2.0)
     min_opacity: float = _field(0.0, at_least=0.0, at_most=1.0)
-    max_opacity: float = _field(1.0, above=0.0, at_most=1.0)
+    max_opacity: float = _field(1.0, above=0.0, at_most=1.0)  # with 0 nothing is corrupted
     clean_fraction: float = _field(0.1, at_least=0.0, at_most=1.0)
     brightness: float = _field(0.2, at_least=0.0, at_most=1.0)
-    contrast: float = _field(0.3, at_least=0.0, at_most=1.0)
+    contrast: float = _field(0.3, at_least=0.0, at_most=1.0)  # above 1 a gain may be negative
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +116,7 @@ class ModelConfig:
             values = getattr(self, key)
             if not values or any(v < 1 for v in values):
                 raise BadInput(f"model.{key}: at least one positive integer, not {values}")
+        # An even kernel has no central pixel, so it would move the image by half a pixel.
         if self.dilated_kernel_size % 2 == 0:
             raise BadInput(
                 f"model.dilated_kernel_size: an odd size, not {self.dilated_kernel_size}"
@@ -163,6 +164,7 @@ class ObjectiveConfig:
 
     mask_weight: float = _field(0.5, at_least=0.0, at_most=1.0)
     noise: float = _field(0.0, at_least=0.0)
+    # Instances may be defaults, because these dataclasses cannot be changed.
     ssim: SsimConfig = SsimConfig()
     jacobian: JacobianConfig = JacobianConfig()
     idempotency: IdempotencyConfig = IdempotencyConfig()
@@ -184,6 +186,7 @@ class OptimizerConfig:
 class TrainConfig:
     """The section `train`: the training loop, logging and checkpoints."""
 
+    # JAX keeps only the lower 32 bits of a seed, so larger seeds could name the same run.
     seed: int = _field(0, at_least=0, at_most=2**31 - 1)
     steps: int = _field(10_000, at_least=1)
     batch_size: int = _field(8, at_least=1)
@@ -249,6 +252,7 @@ class BaselineConfig:
     svdd_dimensions: int = _field(32, at_least=1)
 
 
+# The names stand here and not in `methods`, because that package imports this module.
 METHODS = (
     "projection",
     "inpainting",
@@ -261,7 +265,7 @@ METHODS = (
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All settings of one run; immutable and hashable."""
+    """All settings of one run; immutable and hashable, so that jit accepts it as static."""
 
     method: str = _field("projection", choices=METHODS)
     data: DataConfig = DataConfig()
@@ -279,6 +283,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.profile and not (len(self.profile) == 2 and 0 <= self.profile[0] < self.profile[1]):
             raise BadInput(f"profile: (first step, step after the last), not {self.profile}")
+        # The host validates and saves between two calls, never inside one.
         call = self.train.steps_per_call
         for key in ("steps", "validate_every", "checkpoint_every"):
             value = getattr(self.train, key)
@@ -301,6 +306,7 @@ class Config:
     @property
     def hash(self) -> str:
         """Twelve hex digits that identify the configuration; they change with any value."""
+        # Not `hash(self)`, because Python's hash of a string differs between processes.
         text = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -385,6 +391,7 @@ def _check_section(cls: type, values: Mapping[str, Any], prefix: str) -> dict[st
                 raise BadInput(f"{key}: a section of keys, not {value!r}")
             checked[name] = _check_section(typing.cast(type, hint), value, key + ".")
         elif value is None:
+            # `derive` may still give the key a value; `_construct` refuses a key without one.
             checked[name] = None
         else:
             checked[name] = _check_field(key, _convert(key, hint, value), fields[name].metadata)
@@ -414,10 +421,12 @@ def _convert(key: str, hint: Any, value: Any) -> Any:
         if isinstance(value, list | tuple):
             return tuple(_convert(key, item, v) for v in value)
         raise BadInput(f"{key}: a tuple of {item.__name__}, not {value!r}")
+    # A bool is an int in Python, so True would become 1.0 here and pass `isinstance` below.
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not hint:
         raise BadInput(f"{key}: expected {hint.__name__}, got {value!r}")
+    # NaN would pass every check of a limit, because comparisons with it are false.
     if hint is float and not math.isfinite(value):
         raise BadInput(f"{key}: a finite number, not {value!r}")
     return value

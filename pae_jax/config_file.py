@@ -80,6 +80,7 @@ def load_sweep(config_file: str, overrides: Sequence[str] = ()) -> list[tuple[st
     members: list[tuple[str, int, Config]] = []
 
     def add(variant: str, seed: int, changes: Mapping[str, Any]) -> None:
+        # The changes become words, so that they are parsed and checked like a command line.
         words = [f"--config.{key}={value}" for key, value in changes.items()]
         members.append((variant, seed, _finish(module, base, words, argument)))
 
@@ -90,6 +91,7 @@ def load_sweep(config_file: str, overrides: Sequence[str] = ()) -> list[tuple[st
 def shipped() -> dict[str, str]:
     """Returns the name and the first line of the docstring of each shipped config file."""
     summaries = {}
+    # Names that begin with a letter, because __init__.py is no config file.
     for path in sorted(DIRECTORY.glob("**/[a-z]*.py")):
         # Parsed but not run, because the config files import heavy packages.
         tree = ast.parse(path.read_text())
@@ -134,6 +136,7 @@ def override(values: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
     Raises:
       BadInput: for a word of another form or a key that `values` does not have.
     """
+    # The variants of a sweep all start from the same values, which must not change.
     values = copy.deepcopy(values)
     data = values.get("data", {})
     if any(word.startswith("--config.data.size=") for word in words) and "size" in data:
@@ -151,6 +154,7 @@ def override(values: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
             raise unknown_key(key, section)
         if isinstance(section[name], dict):
             raise BadInput(f"{key}: is a section; set one of {', '.join(section[name])}")
+        # A string is taken literally, so that a folder with the name 2024 does not become a number.
         section[name] = text if isinstance(section[name], str) else _literal(text)
     return values
 
@@ -169,8 +173,10 @@ def _run(config_file: str) -> tuple[dict[str, Any], dict[str, Any], str | None]:
 def _read(path: Path) -> dict[str, Any]:
     """Returns the names that a config file defines."""
     try:
+        # Executed rather than imported, because the file need not be on the import path.
         module = runpy.run_path(str(path))
     except (SyntaxError, ImportError, OSError, UnicodeDecodeError) as error:
+        # Other errors are mistakes inside the file, which their traceback shows.
         raise BadInput(f"{path}: cannot be read ({error})") from None
     if "get_config" not in module:
         raise BadInput(f"{path}: defines no get_config")

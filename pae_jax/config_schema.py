@@ -96,7 +96,7 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
         data["height"] = data.pop("size")
         data["width"] = data.get("width") or data["height"]
     if "iterations" in evaluation:
-        # One application, n of them, or with 0 the fixed point.
+        # The number of applications was the only key, and 0 stood for the fixed point.
         iterations = evaluation["iterations"]
         evaluation["apply"] = {0: "fixed_point", 1: "once"}.get(iterations, "iterate")
         evaluation["iterations"] = max(iterations, 1)

@@ -55,13 +55,14 @@ def corrupt(
       config: the kind, the mask family, the opacity and their ranges.
 
     Returns:
-      x̂, x and M, each example with its own. A fraction `config.clean_fraction` of the examples
-      has M = 0 and x̂ = x.
+      x̂, x and M; y and M are drawn separately for each example. A fraction
+      `config.clean_fraction` of the examples has M = 0 and x̂ = x.
     """
 
     def corrupt_example(key: Key, image: Image, texture: Texture) -> tuple[Image, Mask]:
         clean_key, kind_key = jax.random.split(key)
         y, mask = KINDS[config.kind](kind_key, image, texture, config)
+        # A selection rather than a branch, because under vmap both branches would run.
         mask = jnp.where(jax.random.bernoulli(clean_key, config.clean_fraction), 0.0, mask)
         return mask[..., None] * y + (1 - mask[..., None]) * image, mask
 
@@ -98,6 +99,7 @@ def mixed(key: Key, image: Image, texture: Texture, config: CorruptionConfig) ->
         warp(keys[2], image),
         change_tone(keys[3], image, brightness=2 * config.brightness, contrast=config.contrast),
     ]
+    # All patterns are computed and one is selected, because under vmap every branch would run.
     y = jnp.stack(patterns)[rng.uniform_int(choice_key, 0, len(patterns))]
     return y, masks.MASKS[config.mask](mask_key, image, config)
 
@@ -111,8 +113,9 @@ def warp(key: Key, image: Image) -> Image:
     height, width, _ = image.shape
     scale_key, field_key = jax.random.split(key)
     length = min(height, width) * 0.03 * 4 ** jax.random.uniform(scale_key)
-    # As many knots as the shortest correlation length needs, because shapes are static.
+    # Shapes are static, so the knots are always as many as the shortest length needs.
     points = [math.ceil(size / (0.03 * min(height, width))) + 2 for size in (height, width)]
+    # U[0, 1) has the mean 1/2 and the variance 1/12; the knots have 0 and 1.
     knots = math.sqrt(12) * (rng.uniform(field_key, 2, *points) - 0.5)
 
     def weights(size: int, count: int) -> Array:
@@ -134,6 +137,7 @@ def draem(key: Key, image: Image, texture: Texture, config: CorruptionConfig) ->
     pattern_key, noise_key = jax.random.split(key)
     shape = image.shape[0], image.shape[1]
     y = random_pattern(pattern_key, texture, shape, config)
+    # Shapes are static, so the lattice has as many points as the smallest cells need.
     exponents, phase, opacity, turns = rng.uniforms(
         noise_key, (2,), (2,), (), masks.lattice(shape, min(shape) / 32)
     )
@@ -162,6 +166,7 @@ def cutpaste(
     area, aspect = 0.02 + 0.13 * u, 0.3 * (3.3 / 0.3) ** v
     patch = jnp.stack([jnp.sqrt(area * aspect), jnp.sqrt(area / aspect)])
     strip = jnp.stack([10 + 15 * u, 2 + 14 * v]) / 256  # published in pixels of a side of 256
+    # At least one pixel wide, because on a small image a strip could fall between two pixels.
     half = jnp.maximum(side / 2 * jnp.where(scar, strip, patch), 0.5)
     angle = jnp.where(scar, jax.random.uniform(angle_key, minval=-1.0) * math.pi / 4, 0.0)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -176,6 +181,8 @@ def cutpaste(
     source, target = jax.random.uniform(position_key, (2, 2), minval=low, maxval=high)
     # A whole number of pixels, so that the piece is not interpolated.
     shift = jnp.round(target - source).astype(jnp.int32)
+    # The whole image is moved, because a window of random size has no static shape. Pixels that
+    # wrap around lie outside the mask if the piece fits.
     moved = jnp.roll(image, shift, axis=(0, 1))
     y = change_tone(tone_key, moved, brightness=0.1, contrast=0.1)
     rows = (jnp.arange(height) + 0.5 - target[0])[:, None]
@@ -196,7 +203,7 @@ def riad(key: Key, image: Image, texture: Texture, config: CorruptionConfig) -> 
     size_key, set_key = jax.random.split(key)
     side = 2 ** rng.uniform_int(size_key, 1, 5)
     height, width, _ = image.shape
-    # As many cells as the smallest side needs, because shapes are static.
+    # Shapes are static, so the cells are always as many as the smallest side needs.
     hidden = rng.uniform(set_key, -(-height // 2), -(-width // 2)) < 1 / 3
     mask = hidden[jnp.arange(height) // side][:, jnp.arange(width) // side]
     return jnp.zeros_like(image), mask.astype(image.dtype)
@@ -229,10 +236,12 @@ def random_view(key: Key, texture: Texture, shape: tuple[int, int]) -> Float[Arr
     The texture is continued by reflection, so a texture of any size fills any `shape`.
     """
     row, column, zoom, angle, mirror = rng.uniforms(key, (), (), (), (), ())
+    # Pixel centres have whole coordinates, so the texture extends from −0.5 to h − 0.5.
     row, column = row * texture.shape[0] - 0.5, column * texture.shape[1] - 0.5
     # Steps above two texture pixels would alias, because `resample` has no low-pass filter.
     step, angle = 2 ** (2 * zoom - 1), 2 * math.pi * angle
     cos, sin = step * jnp.cos(angle), step * jnp.sin(angle)
+    # One axis is enough, because the random rotation turns it into any other.
     mirror = jnp.where(mirror < 0.5, -1.0, 1.0)
     y = (jnp.arange(shape[0]) - (shape[0] - 1) / 2)[:, None]
     x = mirror * (jnp.arange(shape[1]) - (shape[1] - 1) / 2)[None, :]

@@ -53,12 +53,12 @@ class Thresholds(NamedTuple):
 
 
 def detect(params: Any, images: Array, config: Config) -> Detection:
-    """Returns the detection of a batch of uint8 images (b, h, w, 1 or 3). Pure and jittable."""
+    """Returns the detection of a batch of uint8 images (b, h, w, 1 or 3); a pure function."""
     return detect_float(params, image_ops.to_float(images), config)
 
 
 def detect_float(params: Any, x: Float[Array, "b h w 3"], config: Config) -> Detection:
-    """Returns the detection of a batch of float images in [0, 1]. Pure and jittable."""
+    """Returns the detection of a batch of float images in [0, 1]; a pure function."""
     reconstruction, maps = METHODS[config.method].anomaly_map(params, x, config)
     scores = {
         name: anomaly_map.image_score(maps, name, config.eval.topk_fraction)

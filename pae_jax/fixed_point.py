@@ -137,6 +137,8 @@ def _anderson(memory: int) -> _Solver:
             past.fx_steps.at[slot].set(jnp.where(n > 0, fx - past.fx, 0)),
             past.residual_steps.at[slot].set(jnp.where(n > 0, residual - past.residual, 0)),
         )
+        # The normal equations of the least-squares problem are as small as the memory, while a
+        # residual has as many values as an image.
         gram = past.residual_steps @ past.residual_steps.T
         # A ridge at rounding level keeps the system solvable, because the differences become
         # parallel near the fixed point.
@@ -169,6 +171,7 @@ def _solve(
 
     def body(loop: _Loop) -> _Loop:
         n, active, memory, past = loop
+        # f runs on stopped images too, because shapes are static; `where` drops the result.
         x, fx = past.value, f(past.value)
         residual = _norm(fx - x)
         memory, next_x = solver.step(memory, x, fx, n)
@@ -190,9 +193,11 @@ def _solve(
         steps=jnp.zeros(batch, jnp.int32),
         residual=zeros,
         converged=jnp.zeros(batch, bool),
+        # Arrays cannot grow in a loop, so there is a column for every step that may be taken.
         trace=jnp.zeros((batch, max_steps), x.dtype),
         distance=zeros,
     )
+    # A while loop, because the number of steps depends on the images.
     loop = jax.lax.while_loop(
         lambda loop: (loop.n < max_steps) & jnp.any(loop.active),
         body,

@@ -17,6 +17,7 @@ def to_float(images: Shaped[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
 
 def to_grey(images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
     """Replaces each channel by the luma (ITU-R BT.601)."""
+    # The weights by which Pillow converts stored images to grey, so that both agree.
     luma = images @ jnp.array([0.299, 0.587, 0.114], images.dtype)
     return jnp.broadcast_to(luma[..., None], images.shape)
 
@@ -27,6 +28,7 @@ def crop(
     """Returns a random window of size `shape`; all positions are equally likely."""
     positions = jnp.array([image.shape[0] - shape[0] + 1, image.shape[1] - shape[1] + 1])
     top, left = jax.random.randint(key, (2,), 0, positions)
+    # Slices of Python need static positions, and this position is traced.
     return jax.lax.dynamic_slice(image, (top, left, 0), (*shape, image.shape[2]))
 
 
@@ -47,6 +49,8 @@ def resample(
         # A triangle wave: reflection about the outer edges of the border pixels.
         edge = position + 0.5
         folded = jnp.abs(edge - 2 * size * jnp.round(edge / (2 * size))) - 0.5
+        # Between the border pixel's centre and its outer edge, the neighbour is that pixel's own
+        # mirror image, so the value is constant.
         folded = jnp.clip(folded, 0, size - 1)
         index = folded.astype(jnp.int32)
         return index, jnp.minimum(index + 1, size - 1), (folded - index)[..., None]

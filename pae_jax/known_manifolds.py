@@ -134,7 +134,7 @@ class Sphere(NamedTuple):
     ) -> Float[Array, "b h w 1"]:
         """Draws x̂ = x + αδ uniformly from the double cone ‖tangential‖ ≤ η‖normal‖.
 
-        Only for two or three columns.
+        It is defined for two or three columns.
 
         Args:
           key: for the random displacements.
@@ -146,12 +146,17 @@ class Sphere(NamedTuple):
         normal = self.coordinates(x) / self.radius
         shape, n = (len(x), 1), self.columns
         aperture = jnp.arctan(eta)
+        # The root makes the points uniform, because the volume within a radius grows as its n-th
+        # power.
         length = reach * jax.random.uniform(keys[0], shape) ** (1 / n)
         u = jax.random.uniform(keys[1], shape)
+        # On a sphere the area of a cap grows as 1 − cos of its angle, on a circle as the angle.
         angle = {2: aperture * u, 3: jnp.arccos(1 - u * (1 - jnp.cos(aperture)))}[n]
         tangent = jax.random.normal(keys[2], normal.shape)
+        # A Gaussian has no preferred direction, and so neither has its part in the tangent space.
         tangent -= jnp.sum(tangent * normal, axis=1, keepdims=True) * normal
         tangent /= jnp.linalg.norm(tangent, axis=1, keepdims=True)
+        # The cone is double: one half points outwards, the other inwards.
         sign = jax.random.rademacher(keys[3], shape, normal.dtype)
         step = sign * length * (jnp.cos(angle) * normal + jnp.sin(angle) * tangent)
         return self.image(self.coordinates(x) + step)
@@ -175,6 +180,8 @@ class Sphere(NamedTuple):
         The sources are uniform on the cap, because the displacements are uniform in their cone.
         """
         angle = self.compatible_angle(x, eta)
+        # These are the means of the cosine over an arc, sin(a)/a, and over a cap of the sphere.
+        # `sinc` has the right limit at 0.
         mean_cosine = {2: jnp.sinc(angle / jnp.pi), 3: (1 + jnp.cos(angle)) / 2}[self.columns]
         m = self.coordinates(x)
         direction = m / jnp.linalg.norm(m, axis=1, keepdims=True)

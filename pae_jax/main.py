@@ -32,6 +32,7 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
             if result.outcome == train.DIVERGED:
                 line = f"step {result.step}: loss, gradient or parameters are not finite"
                 print(line, file=sys.stderr)
+        # The signal that stopped one group also holds for those not yet started.
         if train.STOPPED in outcomes:
             break
     return 0 if outcomes == {train.FINISHED} else 1
@@ -75,6 +76,7 @@ def _compile(args: argparse.Namespace, overrides: list[str]) -> int:
     aot.start()
     fits = True
     for report in aot.compile_programs(config_file.load(args.config, overrides), args.topology):
+        # Each program takes long to compile, so its report is shown before the next one starts.
         print(aot.format_report(report), flush=True)
         fits = fits and report.fits
     return 0 if fits else 1
@@ -150,9 +152,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit status: 0 on success, 2 on bad input, 1 if the run failed.
     """
+    # The overrides are the unknown words, because their keys come from the config file.
     args, overrides = _parser().parse_known_args(argv)
     if argv is None:
-        # Only as a program: a restart would end the process of a caller.
+        # Only for the command, because the restart would replace the process of another caller.
         process.restart_with_huge_pages()
     try:
         return args.run(args, overrides)

@@ -22,7 +22,9 @@ Key = KeyArray[Array, ""]
 
 VISIBLE = 0.1  # a pixel counts as anomalous if M exceeds this, in metrics and as a target
 
-KNOTS = 9  # along each axis of a blob's distortion field
+# Along each axis of a blob's distortion field. The knots are half of the longer half-axis apart,
+# so that nine of them reach twice as far as the blob.
+KNOTS = 9
 OCTAVES = 3  # of the family "perlin"
 
 
@@ -49,6 +51,7 @@ def perlin(key: Key, image: Image, config: CorruptionConfig) -> Mask:
     """
     shape = image.shape[0], image.shape[1]
     largest = 2 * config.max_axis * min(shape)
+    # Shapes are static, so the lattices have as many points as the smallest cells need.
     lattices = [lattice(shape, largest / 4 / 2**i) for i in range(OCTAVES)]
     size, level, opacity, phases, *turns = rng.uniforms(key, (), (), (), (OCTAVES, 2), *lattices)
     cell = jnp.broadcast_to(largest / 4**size, (2,))
@@ -93,6 +96,7 @@ def place_on_edges(u: Float[Array, "2"], image: Image) -> Float[Array, "2"]:
     def invert(density: Float[Array, " n"], number: Scalar) -> Array:
         cumulative = jnp.cumsum(density)
         index = jnp.searchsorted(cumulative, number * cumulative[-1], side="right")
+        # By rounding the product may equal the total, which gives an index after the last one.
         return jnp.minimum(index, len(density) - 1)
 
     density = 1 + energy
@@ -152,6 +156,7 @@ def _blobs(
         y = jnp.arange(height) + 0.5 - row
         x = jnp.arange(width) + 0.5 - column
         axes = config.min_axis * (config.max_axis / config.min_axis) ** sizes
+        # A smaller blob could lie between the pixel centres and leave the mask empty.
         axes = jnp.maximum(axes * side, 1.0)
         cos, sin = jnp.cos(max_angle * angle), jnp.sin(max_angle * angle)
         scale = jnp.max(axes) / 2  # distance of two knots in pixels

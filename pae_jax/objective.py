@@ -69,6 +69,8 @@ def objective(
     corrupted, clean, mask = batch
     values = clean[0].size
     target = clean
+    # The config decides, because `weights.noise` may be traced, and then Python cannot branch on
+    # it. A key per image makes the noise independent of the batch size.
     if config.noise:
         draw = jax.vmap(lambda k: jax.random.normal(k, clean.shape[1:], clean.dtype))
         noise = weights.noise * draw(rng.example_keys(rng.stream_key(key, "noise"), len(clean)))
@@ -133,6 +135,7 @@ def reconstruction_loss(
     def term(region: Float[Array, "b h w 1"]) -> Float[Array, " b"]:
         norm = residual.shape[-1] * jnp.sum(region, axis=(1, 2, 3))
         error = jnp.sum((region * residual) ** 2, axis=(1, 2, 3))
+        # If the norm is 0, so is the error, and any positive divisor gives 0 instead of 0/0.
         return error / jnp.where(norm > 0, norm, 1)
 
     return (1 - weight) * term(1 - mask) + weight * term(mask)
@@ -158,6 +161,7 @@ def _jacobian(
         form=config.form,
         distribution=config.distribution,
         normalize=config.normalize,
+        # None leaves the branch out of the program.
         active=None if config.every == 1 else jnp.asarray(step) % config.every == 0,
     )
     return value, config.every * penalty

@@ -34,6 +34,7 @@ def predict(
       BadInput: one line that names the file, folder or key.
     """
     workdir, out = Path(workdir), Path(out)
+    # Checked first, because restoring the model and reading the images take longer.
     files.check_writable(out)
     if any(out.iterdir()):
         raise BadInput(f"{out}: not empty; results are never overwritten")
@@ -41,9 +42,11 @@ def predict(
     thresholds = trained_model.thresholds(workdir, model)
     shape = model.config.data.shape
     names, pixels = open_images(str(images), shape=shape, channels=model.channels)
+    # A generator, so that the maps of only one batch are in memory.
     detections = detect_all(model.params, pixels, model.config)
     rows = []
     for name, image, result in zip(names, pixels, detections, strict=True):
+        # Grey images are stored with one channel, and a picture has three.
         picture = np.broadcast_to(image, (*image.shape[:2], 3))
         heat = pictures.overlay(picture, pictures.heat_map(result.map, 2 * thresholds.pixel))
         pictures.save_png(out / "heatmaps" / f"{name}.png", heat)

@@ -14,6 +14,7 @@ from pae_jax import rng
 from pae_jax.config import EvalConfig
 from pae_jax.fixed_point import FixedPoint, fixed_point, iterate
 
+# The fixed point is exported here too, so that callers find every application of f in one module.
 __all__ = [
     "FixedPoint",
     "fixed_point",
@@ -92,6 +93,8 @@ def jacobian_identity(
     def draw(image_key: Key[Array, ""]) -> Float[Array, "probes *image"]:
         return _DISTRIBUTIONS[distribution](image_key, (probes, *x.shape[1:]), x.dtype)
 
+    # Drawn per image, so that probes do not depend on the batch size. The axis of the probes then
+    # comes first, because f maps a batch.
     tangents = jnp.moveaxis(jax.vmap(draw)(rng.example_keys(key, x.shape[0])), 1, 0)
 
     def penalty(products: Float[Array, "probes b *image"]) -> Float[Array, " b"]:
@@ -102,6 +105,8 @@ def jacobian_identity(
     if probes == 1 and active is None:
         value, product = jax.jvp(f, (x,), (tangents[0],))
         return value, penalty(product[None])
+    # The linearisation separates f(x), which is always needed, from the products, which all probes
+    # share and an inactive step skips.
     value, jvp = jax.linearize(f, x)
     if active is None:
         return value, penalty(jax.vmap(jvp)(tangents))

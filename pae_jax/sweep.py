@@ -92,6 +92,7 @@ def sweep(
     members = [Member(*entry) for entry in load_sweep(config_file, overrides)]
     workdir = Path(workdir)
     folders = [workdir / "members" / member.name for member in members]
+    # All folders are checked before the first training, so that a mistake shows at once.
     for folder, member in zip(folders, members, strict=True):
         record.check_workdir(folder, member.config)
     unfinished = []
@@ -140,6 +141,7 @@ def _row(folder: Path, member: Member) -> dict[str, Any]:
         "variant": member.variant,
         "seed": member.seed,
         **{name: metrics[name] for name in METRICS},
+        # A method without a reconstruction has no diagnostics.
         **{name: metrics["diagnostics"].get(name) for name in DIAGNOSTICS},
         STEP_SECONDS: statistics.median(times) if times else None,
     }
@@ -197,6 +199,7 @@ def _format_cell(cell: tuple[float, float] | None, seeds: int) -> str:
 
 def _write_charts(out: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes a chart per quantity: the values of each variant, their mean and deviation."""
+    # Not pyplot, because it keeps every figure in memory and may look for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -211,6 +214,7 @@ def _write_charts(out: Path, rows: Sequence[dict[str, Any]]) -> None:
             if cell is not None:
                 axes.errorbar(cell[0], i, xerr=cell[1], fmt="|", color="black", capsize=4)
         axes.set_yticks(range(len(groups)), list(groups))
+        # The first variant stands at the top, as in the table.
         axes.invert_yaxis()
         axes.set_xlabel(name)
         axes.grid(axis="x", alpha=0.3)

@@ -56,6 +56,8 @@ def learning_rate(
     """
     peak = config.learning_rate if peak is None else peak
     if config.schedule == "cosine":
+        # `join_schedules` starts the count of this schedule after the warm-up. The warm-up may be
+        # as long as the run, while optax needs at least one step.
         after_warmup = optax.cosine_decay_schedule(peak, max(steps - config.warmup_steps, 1))
     else:
         after_warmup = optax.constant_schedule(peak)
@@ -122,8 +124,11 @@ def make_examples(
     def keys(name: str) -> Array:
         return rng.example_keys(rng.stream_key(key, name, step), count, first=first)
 
+    # Stored images and textures are uint8 up to this point, because float32 takes four times the
+    # memory and transfer.
     textures = image_ops.to_float(batch["texture"])
     if batch["image"].shape[-1] == 1:
+        # A corrupted grey image has to stay grey, as an image with a real defect would.
         textures = image_ops.to_grey(textures)
     clean = augmentation.augment(
         keys("augmentation"),
@@ -154,6 +159,7 @@ def _mean_over_parts(function: Callable[[Any], Any], examples: Any, parts: int) 
     def add(total: Any, part: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, function(part)), None
 
+    # A scan needs the shapes of its sums beforehand. `eval_shape` finds them without computing.
     shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], split))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     total, _ = jax.lax.scan(add, zeros, split, unroll=hardware.loop_unroll(parts))
@@ -188,6 +194,8 @@ def train_step(
     """
     values = from_config(config) if hyperparameters is None else hyperparameters
     count = batch["image"].shape[0]
+    # A key depends on the example's position in the global batch, so that the random numbers do not
+    # depend on the number of devices.
     first = jax.lax.axis_index(axis) * count if axis else 0
     examples = make_examples(batch, key, state.step, config, first=first)
     probe_keys = rng.example_keys(rng.stream_key(key, "objective", state.step), count, first=first)
@@ -203,14 +211,19 @@ def train_step(
         (examples, probe_keys),
         config.train.grad_accumulation_steps,
     )
+    # All devices hold equally many examples, so the mean of their means is the mean of the batch.
+    # Without a mapped axis, `loss` is already the mean of the global batch.
     if axis:
         (value, terms), gradient = jax.lax.pmean(((value, terms), gradient), axis)
 
+    # The optimizer is built in every trace, because its rate may be traced. Its state holds no
+    # rate, so the state from `init_state` fits.
     transform = optimizer(config, values.learning_rate)
     updates, opt_state = transform.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema is not None:
+        # n counts this update as well.
         decay = ema_decay(config.optimizer.ema_decay, state.step + 1)
         ema = optax.incremental_update(params, ema, 1 - decay)
 
@@ -218,6 +231,8 @@ def train_step(
     metrics = {
         "loss": value,
         **terms,
+        # optax evaluates the schedule at the number of updates done before this one. A constant
+        # schedule returns a Python float, while metrics are arrays.
         "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         "gradient_norm": optax.tree.norm(gradient),
         "update_norm": optax.tree.norm(updates),

@@ -40,18 +40,18 @@ QUESTIONS: dict[str, dict[str, Mapping[str, Any]]] = {
     },
     "weight": {
         "batch 4": RESIDUAL | {"train.batch_size": 4, "train.steps": 900},
-        "weight .2": RESIDUAL | {"objective.mask_weight": 0.2},
-        "weight .05": LIGHT,
+        "weight 0.2": RESIDUAL | {"objective.mask_weight": 0.2},
+        "weight 0.05": LIGHT,
     },
     "light": {
-        "weight .05": LIGHT,
-        "weight .01": RESIDUAL | {"objective.mask_weight": 0.01},
-        "sigmoid, .05": LIGHT | {"model.output": "sigmoid"},
+        "weight 0.05": LIGHT,
+        "weight 0.01": RESIDUAL | {"objective.mask_weight": 0.01},
+        "sigmoid, 0.05": LIGHT | {"model.output": "sigmoid"},
     },
     "kind": {
-        "residual, .05": LIGHT | MIXED,
-        "sigmoid, .5": PLAIN | MIXED,
-        "sigmoid, .05": PLAIN | MIXED | {"objective.mask_weight": 0.05},
+        "residual, 0.05": LIGHT | MIXED,
+        "sigmoid, 0.5": PLAIN | MIXED,
+        "sigmoid, 0.05": PLAIN | MIXED | {"objective.mask_weight": 0.05},
     },
     # For parts that lie at any angle; with --config.data.crop_size=128.
     "view": {

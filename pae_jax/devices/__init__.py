@@ -1,1 +1,1 @@
-"""Where and how the programs run: meshes, batches, chips, process start-up, compiled programs."""
+"""Devices and programs: meshes, batches, chips, process start-up, compiled programs."""

@@ -13,8 +13,8 @@ class Chip(NamedTuple):
 
     Attributes:
       flops: peak of dense bfloat16 arithmetic, in FLOP/s.
-      memory: in bytes.
-      bandwidth: of the memory, in bytes/s.
+      memory: the size of the memory, in bytes.
+      bandwidth: the bandwidth of the memory, in bytes/s.
     """
 
     flops: float
@@ -45,7 +45,7 @@ def peak_flops() -> float | None:
     return device_chip.flops if device_chip else None
 
 
-# A context variable rather than a global: it follows the thread and is restored after errors.
+# A context variable rather than a global, because each thread may build for another platform.
 _platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 
@@ -89,5 +89,5 @@ def loop_unroll(iterations: int) -> int:
 
 
 def use_winograd() -> bool:
-    """Returns whether matrix products outrun XLA's convolutions by more than they cost."""
+    """Returns whether matrix products replace XLA's convolutions, which are slow on a CPU."""
     return platform() == "cpu"

@@ -38,6 +38,7 @@ def collectives(hlo: str) -> dict[str, Collective]:
     """
     totals: dict[str, Collective] = {}
     for shape, kind, start in _COLLECTIVE.findall(hlo):
+        # Layouts and comments hold commas and brackets that would be read as parts of the shape.
         arrays = _LAYOUT.sub("", shape)
         if start and kind in ("all-gather", "collective-permute"):
             # The start of these two returns (operands, results, …).
@@ -66,5 +67,6 @@ def _byte_size(shape: str) -> int:
         bits = 8 if dtype == "pred" else int(re.findall(r"\d+", dtype)[0])
         for side in filter(None, sides.split(",")):
             bits *= int(side)
+        # Rounded up, because some types have less than 8 bits.
         total += -(-bits // 8)
     return total

@@ -43,6 +43,7 @@ def check(config: Config) -> None:
     method = METHODS[config.method]
     if method.fixed_size and config.data.train_shape != config.data.shape:
         raise BadInput(f"data.crop_size: {config.method} needs whole images; set it to 0")
+    # The package is located, not imported, because `fit` imports it when it is needed.
     if method.requires and importlib.util.find_spec(method.requires) is None:
         extra = "pip install 'pae_jax[baselines]'"
         raise BadInput(f"method: {config.method} needs the package {method.requires}: {extra}")

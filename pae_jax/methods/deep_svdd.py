@@ -1,6 +1,6 @@
 """One-class Deep SVDD (Ruff et al. 2018): a network maps normal images close to a centre.
 
-Left out of the publication: pretraining as an autoencoder, batch norm and weight decay.
+The pretraining as an autoencoder, batch norm and weight decay of the publication are left out.
 """
 
 from typing import Any, cast
@@ -40,6 +40,7 @@ class Encoder(nn.Module):
         """Returns φ(x)."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         y = image_ops.pad_to_multiple(x, config.patch_size * 2 ** len(config.widths))
+        # Centred, so that the first convolution starts from values of both signs.
         y = image_ops.space_to_depth(2 * y.astype(dtype) - 1, config.patch_size)
         options = {"use_bias": False, "dtype": dtype, "kernel_init": nn.initializers.he_normal()}
         for width in config.widths:
@@ -47,6 +48,7 @@ class Encoder(nn.Module):
                 y = nn.leaky_relu(nn.Conv(width, (3, 3), **options)(y), 0.1)
             y = unet.max_pool(y)
         y = nn.Dense(self.dimensions, **options)(y.reshape(len(y), -1))
+        # The distance to the centre is computed in float32, whatever the type of the activations.
         return y.astype(jnp.float32)
 
 
@@ -78,6 +80,8 @@ def fit_svdd(params: dict[str, Any], images: StoredImages, config: Config) -> di
 
 def svdd_distance(params: dict[str, Any], x: Images, config: Config) -> PerImage:
     """Returns ‖φ(x) − c‖²; the centre is not trained."""
+    # The centre is one of the parameters, so that checkpoints hold it. With a gradient of 0 the
+    # optimizer leaves it unchanged.
     centre = jax.lax.stop_gradient(params["centre"])[None]
     return jnp.sum(jnp.square(encode(params, x, config) - centre), axis=1)
 

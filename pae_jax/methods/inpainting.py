@@ -1,8 +1,8 @@
 """Inpainting (RIAD, Zavrtanik et al. 2021): every pixel is reconstructed without being seen.
 
-The network learns to fill in square cells that are blacked out, `corruption.kind` = "riad". Left
-out of the publication: all sets of cells per training step, since here a step draws one, and
-the MSGMS term of the loss.
+The network learns to fill in square cells that are blacked out, `corruption.kind` = "riad". Two
+parts of the publication are left out: a training step draws one set of cells instead of all, and
+the loss has no MSGMS term.
 """
 
 from typing import Any
@@ -35,8 +35,8 @@ def inpainting_map(params: Any, x: Images, config: Config) -> tuple[Images, Floa
     """Returns the mean reconstruction and the mean anomaly map over the cell sizes.
 
     For each cell size, each set of cells is blacked out and filled in by the network. Sizes are
-    left out if the image is less than two cells high or wide. Published: MSGMS maps, a mean filter
-    and the maximum as image score.
+    left out if the image is less than two cells high or wide. The publication takes MSGMS maps, a
+    mean filter and the maximum as image score.
     """
     f = unet.bind(config.model, params)
     shape = x.shape[1], x.shape[2]

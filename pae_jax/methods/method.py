@@ -60,6 +60,7 @@ def map_stored(function: Callable[..., Array], images: StoredImages, params: Any
     Returns:
       (n, …) a numpy array.
     """
+    # The parameters are an argument, because constants would be compiled into the program.
     run = jax.jit(lambda stored, params: function(image_ops.to_float(stored), params))
     size, parts = min(64, len(images)), []
     for start in range(0, len(images), size):

@@ -52,6 +52,7 @@ def fit_svm(
 
     If there are more than `baseline.svm_images` images, a random subset is fitted.
     """
+    # Imported here, because the package belongs to the extra "baselines".
     from sklearn.svm import OneClassSVM
 
     settings = config.baseline
@@ -66,6 +67,7 @@ def fit_svm(
     options: Any = {"nu": settings.svm_nu, "gamma": gamma}
     fitted: Any = OneClassSVM(**options).fit(features)
     count = len(fitted.support_)
+    # Rows beyond the support vectors keep the weight 0 and have no effect.
     vectors, weights = np.zeros(params["vectors"].shape), np.zeros(params["weights"].shape)
     vectors[:count], weights[:count] = fitted.support_vectors_, fitted.dual_coef_[0]
     values = {"vectors": vectors, "weights": weights, "gamma": gamma, "offset": fitted.offset_[0]}
@@ -95,6 +97,7 @@ def svm_map(
     exponents = -params["gamma"] * _squared_distances(features, params["vectors"])
     weights = (params["weights"] / jnp.sum(params["weights"]))[None]
     mean = jax.nn.logsumexp(exponents, axis=1, b=weights)
+    # A mean of values up to 1 has no positive logarithm, except by rounding.
     return None, image_level_map(jnp.maximum(-mean, 0))
 
 

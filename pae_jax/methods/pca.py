@@ -49,6 +49,7 @@ def fit_pca(
         centred = rows[:, block] - mean[block]
         gram += centred @ centred.T
     values, vectors = (a[..., ::-1][..., :count] for a in np.linalg.eigh(gram))
+    # Smaller eigenvalues are rounding errors, from directions beyond the rank of the images.
     kept = values > 1e-12 * values[0]
     scaled = vectors[:, kept] / np.sqrt(values[kept])
     components = np.zeros((rows.shape[1], count))

@@ -1,7 +1,7 @@
 """Segmentation: the U-Net predicts the mask of the corruption.
 
-The comparison of §3.3 of the paper. No publication is reproduced: the network is that of the
-projection, trained on the same corruptions, with cross-entropy and the Dice loss.
+It is the comparison of §3.3 of the paper and reproduces no other publication. The network is that
+of the projection, trained on the same corruptions, with cross-entropy and the Dice loss.
 """
 
 import dataclasses
@@ -50,6 +50,7 @@ def segmentation_loss(
     probability = nn.sigmoid(logit)
     overlap = jnp.sum(probability * target, axis=(1, 2))
     total = jnp.sum(probability + target, axis=(1, 2))
+    # The added 1 defines the quotient for an empty mask and an empty prediction.
     dice = 1 - (2 * overlap + 1) / (total + 1)
     return entropy + dice, {"cross_entropy": entropy, "dice": dice}
 

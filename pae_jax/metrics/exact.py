@@ -114,6 +114,7 @@ class Ranks(NamedTuple):
         """Returns the step sum of precision over recall."""
         if not self.scores.size:
             return np.nan
+        # Tied scores are detected together, so only the last of them is an operating point.
         last = self.last_of_ties
         true = last + 1
         precision = true / (true + self.at_least[last])
@@ -329,6 +330,8 @@ def aupimo(
             at_least += num_at_least * (n / num_images / len(scores))
         # The area starts at `low`, so smaller rates can be raised to it, which avoids log(0).
         stop = np.log(np.maximum(at_least, low))
+        # A pixel without a false positive above it enters in a step at `stop`, because its ramp
+        # would start at log(0). The tiny number avoids a warning, as `where` evaluates both cases.
         start = np.where(above > 0, np.log(np.maximum(above, np.finfo(float).tiny)), stop)
         area = ramp_area(start, stop, np.log(low), np.log(high))
         return float(area.mean() / (np.log(high) - np.log(low)))
@@ -360,6 +363,7 @@ def split_by_mask(index: int, scores: np.ndarray, mask: np.ndarray) -> ScoredPix
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     if not rows.size:
         empty = np.zeros(0, np.int32)
+        # `flatten` copies, because `rank_scores` sorts the scores in place.
         return ScoredPixels(scores.flatten(), scores[mask], empty, empty)
     # Only the bounding box is labelled, because most defects are small.
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -374,6 +378,7 @@ def concatenate(parts: Sequence[ScoredPixels]) -> ScoredPixels:
     if not parts:
         return _as_one_region(np.zeros(0), np.zeros(0))
     first = np.cumsum([0] + [len(part.region_sizes) for part in parts])
+    # A NumPy int64 would turn the regions into int64, twice the memory.
     parts = [p._replace(region=p.region + np.int32(n)) for p, n in zip(parts, first, strict=False)]
     return ScoredPixels(*(np.concatenate(field) for field in zip(*parts, strict=True)))
 
@@ -411,6 +416,7 @@ def ramp_area(
     def integral(x: float) -> np.ndarray:
         width = stop - start
         inside = np.clip(x, start, stop) - start
+        # A ramp of width 0 is a step, and there is no area under its rise.
         rising = np.divide(inside**2, 2 * width, out=np.zeros_like(width), where=width > 0)
         return rising + np.maximum(x - stop, 0)
 

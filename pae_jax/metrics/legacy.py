@@ -1,4 +1,4 @@
-"""LEGACY variants of AUPRO, to explain other papers' numbers. Never reported by default.
+"""LEGACY variants of AUPRO, to explain other papers' numbers. None is reported by default.
 
 They differ from the definition (`pae_jax.metrics.aupro`) in up to four ways:
 - The thresholds form a linear grid, most of which is unused with a heavy-tailed map.
@@ -50,7 +50,7 @@ def aupro_dilated(maps: Maps, masks: Maps) -> float:
       masks: as in `aupro_linear_200`.
 
     Returns:
-      As in `aupro_linear_200`.
+      The legacy value, or nan in the cases of `aupro_linear_200`.
     """
     # A maximum filter of the map dilates the prediction at all thresholds at once.
     dilated = [scipy.ndimage.maximum_filter(scores, _DILATION, mode="nearest") for scores in maps]

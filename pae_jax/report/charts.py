@@ -34,8 +34,8 @@ class _Axes:
     def add_line(self, x: np.ndarray, y: np.ndarray, css_class: str) -> None:
         """Adds a line through the points."""
         points = np.stack(self.to_svg_units(x, y), axis=-1)
-        # Consecutive points that round to the same position are drawn once: a curve may have
-        # millions of them.
+        # Consecutive points that round to the same position are drawn once, because a curve may
+        # have millions of them.
         moved = np.append(True, np.any(np.diff(points, axis=0) != 0, axis=-1))
         positions = " ".join(f"{u:g},{v:g}" for u, v in points[moved])
         self._marks.append(
@@ -57,7 +57,7 @@ class _Axes:
         self._marks.append(bar.format(css_class, u, v, u2 - u, v2 - v, text))
 
     def svg(self, description: str) -> Markup:
-        """Returns the whole chart; `description` is for those who cannot see it."""
+        """Returns the whole chart; a screen reader reads `description`."""
         chart = Markup(
             '<svg viewBox="0 0 {width} {height}" role="img" aria-label="{description}">'
             '<text class="title" x="{center:g}" y="14">{title}</text>{ticks}{marks}'
@@ -140,17 +140,20 @@ def histogram(
     bins: int = 30,
 ) -> Markup:
     """Returns the counts of good and of defective images per interval of the score."""
+    # An infinite score has no position on the axis.
     finite = np.isfinite(scores)
     scores, defective = scores[finite], defective[finite]
     marks = np.append(scores, threshold) if np.isfinite(threshold) else scores
     low, high = (float(marks.min()), float(marks.max())) if marks.size else (0.0, 1.0)
-    if high - low <= 1e-9 * max(abs(low), abs(high)):  # (nearly) a single value
+    # The intervals need a positive width, even if all scores are equal.
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
         high = low + (abs(low) or 1.0)
     edges = np.linspace(low, high, bins + 1)
     counts = {
         "good": np.histogram(scores[~defective], edges)[0],
         "defective": np.histogram(scores[defective], edges)[0],
     }
+    # An axis needs a positive length, even without images.
     tallest = max(1.0, *(float(values.max()) for values in counts.values()))
     axes = _Axes(
         "Scores", ("score", "images"), _ticks(low, high), _ticks(0.0, tallest, smallest=1.0)

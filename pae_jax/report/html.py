@@ -28,8 +28,10 @@ from pae_jax.workdir.files import write_atomically
 
 THUMBNAIL_SIDE = 160  # pixels of a thumbnail's longer side
 JPEG_QUALITY = 75
+# A quantile and not the maximum, because one extreme pixel would darken all other maps.
 SCALE_QUANTILE = 0.999  # the fraction of the maps' pixels below the end of the heat scale
 
+# Style and script are allowed "inline", because they are part of the page.
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "base-uri 'none'; form-action 'none'"
@@ -75,11 +77,11 @@ class Report(NamedTuple):
       provenance: configuration's hash, commit, versions, …; may be nested.
       curves: "roc": (false, true positive rate); "precision_recall": (recall, precision) with
         ascending recall; of the images. Either may be missing.
-      threshold: an image is called defective where its score is above.
+      threshold: an image is called defective if its score is above this value.
       image_score: the name of the score that decides.
       images: consumed once, one at a time.
       threshold_source: one sentence on where the threshold comes from.
-      notes: sentences that stand under the heading.
+      notes: sentences under the heading.
     """
 
     title: str
@@ -122,13 +124,13 @@ class _Row(NamedTuple):
     """A row of the gallery.
 
     Attributes:
-      name: of the image.
+      name: the image's name.
       type: "good" or the defect type.
-      outcome: "right" or "wrong", of the decision.
+      outcome: "right" or "wrong"; says whether the decision agrees with the truth.
       decision: "defective" or "good".
       verdict: "right", "missed" or "false alarm".
-      scores: the one that decides first.
-      pictures: (name, data URI); None where there is no such picture.
+      scores: the score that decides, then the others.
+      pictures: (name, data URI); the URI is None if there is no such picture.
     """
 
     name: str
@@ -147,6 +149,7 @@ def write_report(path: Path, report: Report) -> None:
     """
     images = [_shrink(entry) for entry in report.images]
     images.sort(key=lambda entry: _sortable(entry.score), reverse=True)
+    # With `StrictUndefined` a misspelt variable raises an error instead of leaving a gap.
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -161,6 +164,7 @@ def _read(name: str) -> str:
 
 
 def _sortable(score: float) -> float:
+    # Comparisons with NaN are false, so one NaN would leave the list unsorted.
     return -math.inf if math.isnan(score) else score
 
 
@@ -172,7 +176,7 @@ def _shrink(entry: ImageEntry) -> ImageEntry:
     """Returns the entry with thumbnails, so that hundreds of entries fit in memory."""
     mask, reconstruction = entry.mask, entry.reconstruction
     if mask is not None:
-        # A thumbnail's pixel is marked by a single anomalous pixel: small defects stay visible.
+        # One anomalous pixel marks its thumbnail's pixel, so that small defects stay visible.
         mask = pictures.shrink_map(mask.astype(np.float32), THUMBNAIL_SIDE) > 0
     if reconstruction is not None:
         reconstruction = pictures.shrink(reconstruction, THUMBNAIL_SIDE)
@@ -198,7 +202,7 @@ def _context(report: Report, images: Sequence[ImageEntry]) -> dict[str, Any]:
     )
     return {
         "policy": POLICY,
-        # These two files are our own: they are inserted without escaping.
+        # These two files belong to the package, so they need no escaping.
         "style": Markup(_read("style.css")),
         "script": Markup(_read("script.js")),
         "title": report.title,
@@ -328,6 +332,7 @@ def _row(
             ("input", _jpeg(entry.image)),
             ("reconstruction", _jpeg(entry.reconstruction)),
             ("heat map", _jpeg(heat)),
+            # PNG, because JPEG would blur the edges of a mask.
             ("true mask", _png(entry.mask)),
         ],
     )

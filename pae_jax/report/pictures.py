@@ -40,7 +40,7 @@ def heat_map(values: Float[np.ndarray, "h w"], limit: float) -> Picture:
 
 
 def overlay(image: Picture, heat: Picture, opacity: float = 0.6) -> Picture:
-    """Blends a heat map with its image, which is made grey: all colours are those of the heat."""
+    """Blends a heat map with its image, made grey so that every colour comes from the heat map."""
     grey = image.astype(np.float32).mean(axis=-1, keepdims=True)
     return np.rint(grey + opacity * (heat - grey)).astype(np.uint8)
 
@@ -75,6 +75,8 @@ def shrink_map(values: Float[np.ndarray, "h w"], side: int) -> Float32[np.ndarra
     from PIL import Image
 
     image = Image.fromarray(values.astype(np.float32))
+    # The box filter averages just the pixels under a thumbnail's pixel, with positive weights. A
+    # single positive value therefore stays positive.
     return np.asarray(image.resize(_size(values, side), Image.Resampling.BOX))
 
 

@@ -1,4 +1,4 @@
-"""The table that `pae evaluate` prints. It leaves out what is undefined for the data."""
+"""The table that `pae evaluate` prints. It leaves out metrics that are undefined for the data."""
 
 import math
 from collections.abc import Mapping, Sequence

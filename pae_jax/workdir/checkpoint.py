@@ -31,9 +31,11 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, *, keep: int | None = None):
         logging.getLogger("absl").addFilter(_is_not_orbax_traceback)
+        # Orbax needs an absolute path.
         self.directory = workdir.absolute() / "checkpoints"
         self._orbax = _training.Checkpointer(
             self.directory,
+            # The training loop decides when to save, so Orbax may save at every step.
             save_decision_policy=_training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=_training.preservation_policies.LatestN(keep or 1),
             cleanup_tmp_directories=keep is not None,

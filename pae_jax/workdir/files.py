@@ -20,6 +20,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
       CannotWrite: no space or no permission.
     """
     data = content.encode() if isinstance(content, str) else content
+    # In the same folder, because only a rename within one file system is atomic. The process id
+    # keeps the files of two processes apart.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +73,7 @@ def check_writable(directory: Path) -> None:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        # A file is created, because permissions alone do not show a full or read-only disk.
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:

@@ -45,7 +45,7 @@ def configure_logging() -> None:
 
 
 class _StderrHandler(logging.Handler):
-    """Writes to the stderr of the moment, which `logging.StreamHandler` would keep for ever."""
+    """Writes to the present `sys.stderr`, while `logging.StreamHandler` keeps the first one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr, flush=True)
@@ -99,8 +99,8 @@ class RunLog:
           flops: FLOP of one step on one device, if known.
         """
         if self._bar is None:
-            # Not before the first step is done: a bar at 0 says nothing while XLA compiles, and
-            # the time to compile would spoil its estimate of the time left.
+            # The bar begins after the first step, because the time that XLA takes to compile
+            # would spoil its estimate of the time left.
             self._bar = _progress(self._last_step, step - 1)
         self._bar.update()
         self._data_seconds, self._steps = self._data_seconds + data_seconds, self._steps + 1

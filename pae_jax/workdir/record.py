@@ -18,7 +18,7 @@ from pae_jax.workdir.files import check_writable, read_json, write_json
 
 
 def read_config(workdir: Path) -> Config:
-    """Returns the configuration of the run in the workdir, of whichever schema it was written."""
+    """Returns the configuration of the run in the workdir; the file may have an older schema."""
     return from_config_dict(upgrade(read_json(workdir / "config.json")))
 
 
@@ -61,6 +61,7 @@ def lock_workdir(workdir: Path, config: Config, data_record: dict[str, Any]) -> 
     """
     with (workdir / ".lock").open("a") as lock:
         try:
+            # The system releases this lock when the process ends, even if it is killed.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise BadInput(f"{workdir}: another process is training there") from None

@@ -22,7 +22,7 @@ FINISHED, STOPPED, DIVERGED = "finished", "stopped", "diverged"
 
 
 class TrainResult(NamedTuple):
-    """How a run ended.
+    """The outcome of a run.
 
     Attributes:
       outcome: FINISHED; STOPPED by SIGTERM or Ctrl-C, with the state saved; or DIVERGED, when the

@@ -23,9 +23,9 @@ class Model(NamedTuple):
 
     Attributes:
       config: the configuration of the run, with overrides of the section eval.
-      params: the parameters for evaluation, averaged over steps where the run does so.
+      params: the parameters for evaluation; their moving average if the run computes one.
       step: the number of updates in the checkpoint.
-      channels: of the stored images; 1 if all training images are grey, else 3.
+      channels: the channels of the stored images; 1 if all training images are grey, else 3.
     """
 
     config: Config
@@ -70,6 +70,7 @@ def restore(
     Raises:
       BadInput: no readable checkpoint.
     """
+    # Only the shapes are needed, so no parameter is drawn.
     template = jax.eval_shape(lambda: train_step.init_state(config, jax.random.key(0)))
     # A checkpoint may have been written from many devices; evaluation takes one.
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
