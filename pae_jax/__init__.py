@@ -35,8 +35,7 @@ Settings:
 
     config          the frozen dataclasses and their limits
     config_file     config files, overrides, shipped configs
-    config_schema   old names of keys   hyperparameters   numbers that a population may vary
-    configs         the shipped config files   rng        named random streams
+    config_schema   old names of keys        rng          named random streams
 
 Packages:
 
@@ -45,6 +44,7 @@ Packages:
     workdir/        a run on disk: atomic writing (files), checkpoints, records, logs, validation
     devices/        sharding of the step over devices, batches, chips, Winograd, process start-up
     report/         report.html, its charts and pictures
+    configs/        the shipped config files: `from pae_jax.configs import folder`
 
 A module is imported when it is first used: `import pae_jax` alone is quick, and
 `pae_jax.objective.reconstruction_loss` works.
@@ -69,7 +69,6 @@ _MODULES = (
     "diagnostics",
     "evaluate",
     "fixed_point",
-    "hyperparameters",
     "image_ops",
     "known_manifolds",
     "main",

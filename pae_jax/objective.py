@@ -1,20 +1,59 @@
 """The training objective: the reconstruction loss of eq. 1 plus the penalties of appendix A.3.
 
 To add a penalty: a section with a `weight` in `config.ObjectiveConfig`, a field of the same name
-in `hyperparameters.Hyperparameters`, and an entry of `penalties` in `objective`.
+in `Hyperparameters`, and an entry of `penalties` in `objective`.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from pae_jax import anomaly_map, hyperparameters, projection, rng
+from pae_jax import anomaly_map, projection, rng
 from pae_jax.config import Config, JacobianConfig, ObjectiveConfig
 from pae_jax.corruption import CorruptedBatch
-from pae_jax.hyperparameters import Hyperparameters
+
+
+class Hyperparameters(NamedTuple):
+    """Scalars that a training step reads.
+
+    In a single run they are Python floats, so they are constants of the compiled program. In a
+    population they are traced scalars, one value per member. Whether a term is part of the
+    program is decided by the config alone: a weight that is 0 there removes its term.
+
+    Attributes:
+      mask_weight: λ of eq. 1.
+      noise: σ of the noise that is added to input and target.
+      ssim: the weight of the SSIM loss.
+      jacobian: the weight of the Jacobian-identity penalty.
+      idempotency: the weight of the idempotency penalty.
+      identity: the weight of the identity penalty.
+      learning_rate: the peak of the schedule.
+    """
+
+    mask_weight: Any
+    noise: Any
+    ssim: Any
+    jacobian: Any
+    idempotency: Any
+    identity: Any
+    learning_rate: Any
+
+    @classmethod
+    def from_config(cls, config: Config) -> "Hyperparameters":
+        """Returns the values of a config."""
+        objective = config.objective
+        return cls(
+            mask_weight=objective.mask_weight,
+            noise=objective.noise,
+            ssim=objective.ssim.weight,
+            jacobian=objective.jacobian.weight,
+            idempotency=objective.idempotency.weight,
+            identity=objective.identity.weight,
+            learning_rate=config.optimizer.learning_rate,
+        )
 
 
 class Objective(NamedTuple):
@@ -65,7 +104,7 @@ def objective(
       config is not 0; loss = reconstruction + Σ weight·penalty.
     """
     if weights is None:
-        weights = hyperparameters.from_config(Config(objective=config))
+        weights = Hyperparameters.from_config(Config(objective=config))
     corrupted, clean, mask = batch
     values = clean[0].size
     target = clean

@@ -18,10 +18,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.errors import BadInput
-from pae_jax import hyperparameters, train_step
+from pae_jax import train_step
 from pae_jax.config import Config
 from pae_jax.devices import hardware, sharding
 from pae_jax.devices.batches import Batches
+from pae_jax.objective import Hyperparameters
 from pae_jax.train import SingleTrainer, initial_state, run_loop
 from pae_jax.workdir.run import STOPPED, Run, TrainResult, open_run
 
@@ -286,7 +287,7 @@ def mapping(config: Config) -> str:
 
 def traced_values(config: Config) -> dict[str, np.float32]:
     """Returns a member's hyperparameters that are not 0, as arguments of the program."""
-    values = hyperparameters.from_config(config)._asdict()
+    values = Hyperparameters.from_config(config)._asdict()
     return {name: np.float32(value) for name, value in values.items() if value}
 
 
@@ -305,7 +306,7 @@ def make_call(config: Config, mesh: Mesh, *, steps: int) -> sharding.Step:
       one batched computation ("vmap").
     """
     step = train_step.make_step(config)
-    constants = hyperparameters.from_config(config)
+    constants = Hyperparameters.from_config(config)
 
     def train_member(state: Any, resident: Any, batches: Any, key: jax.Array, values: Any) -> Any:
         # A weight of 0 stays a Python constant, and its term stays out of the program.

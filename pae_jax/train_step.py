@@ -13,8 +13,8 @@ from jax import Array
 from pae_jax import augmentation, corruption, image_ops, rng
 from pae_jax.config import Config, OptimizerConfig
 from pae_jax.devices import hardware
-from pae_jax.hyperparameters import Hyperparameters, from_config
 from pae_jax.methods import METHODS
+from pae_jax.objective import Hyperparameters
 
 Batch = Mapping[str, Array]  # image (b, h, w, c) and texture (b, t, t, c'), uint8
 Metrics = dict[str, Array]
@@ -192,7 +192,7 @@ def train_step(
       The state after the step and scalar metrics: "loss" and each of its terms, "learning_rate",
       "gradient_norm" (before clipping), "update_norm" and "parameter_norm" (after the step).
     """
-    values = from_config(config) if hyperparameters is None else hyperparameters
+    values = Hyperparameters.from_config(config) if hyperparameters is None else hyperparameters
     count = batch["image"].shape[0]
     # A key depends on the example's position in the global batch, so that the random numbers do not
     # depend on the number of devices.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
 
-from pae_jax import hyperparameters, rng
+from pae_jax import rng
 from pae_jax.config import (
     Config,
     IdempotencyConfig,
@@ -18,7 +18,7 @@ from pae_jax.config import (
     SsimConfig,
 )
 from pae_jax.corruption import CorruptedBatch
-from pae_jax.objective import objective, reconstruction_loss, without_penalties
+from pae_jax.objective import Hyperparameters, objective, reconstruction_loss, without_penalties
 
 KEY = jax.random.key(0)
 SHAPE = (3, 4, 5, 2)
@@ -140,7 +140,7 @@ def test_weights_replace_the_values_of_the_config_and_may_be_traced():
         idempotency=IdempotencyConfig(weight=0.1),
         identity=IdentityConfig(weight=4.0),
     )
-    weights = hyperparameters.from_config(Config(objective=other))
+    weights = Hyperparameters.from_config(Config(objective=other))
     traced = jax.jit(lambda weights: objective(f, batch, KEY, config, 0, weights=weights))
     result, expected = traced(weights), objective(f, batch, KEY, other, 0)
     assert set(result.terms) == set(NAMES)
@@ -150,7 +150,7 @@ def test_weights_replace_the_values_of_the_config_and_may_be_traced():
 
 
 def test_the_config_alone_decides_which_terms_are_computed():
-    weights = hyperparameters.from_config(Config(objective=ALL))
+    weights = Hyperparameters.from_config(Config(objective=ALL))
     result = objective(Counted(), _batch(), KEY, ObjectiveConfig(), 0, weights=weights)
     assert list(result.terms) == ["reconstruction"]
     everything = dataclasses.replace(ALL, ssim=SsimConfig(weight=1.0))

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pae_jax import config, hyperparameters, train_step
+from pae_jax import config, train_step
+from pae_jax.objective import Hyperparameters
 
 KEY = jax.random.key(3)
 CONFIG = config.from_config_dict(
@@ -126,7 +127,7 @@ def test_hyperparameters_are_arguments():
     other = config.from_config_dict(
         {**CONFIG.to_dict(), "optimizer": section, "objective": {"mask_weight": 0.2}}
     )
-    values = jax.tree.map(jnp.float32, hyperparameters.from_config(other))
+    values = jax.tree.map(jnp.float32, Hyperparameters.from_config(other))
     state = jax.jit(functools.partial(train_step.init_state, other))(KEY)
     plain = config.from_config_dict({**CONFIG.to_dict(), "optimizer": {}})
     passed = jax.jit(train_step.make_step(plain))(state, batch(), KEY, values)

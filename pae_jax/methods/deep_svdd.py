@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, Key
 from pae_jax import image_ops, unet
 from pae_jax.config import Config, ModelConfig
 from pae_jax.corruption import CorruptedBatch
-from pae_jax.hyperparameters import Hyperparameters
 from pae_jax.methods.method import (
     Images,
     Method,
@@ -23,6 +22,7 @@ from pae_jax.methods.method import (
     image_level_map,
     map_stored,
 )
+from pae_jax.objective import Hyperparameters
 
 
 class Encoder(nn.Module):

@@ -13,7 +13,6 @@ from jaxtyping import Array, Float, Key
 from pae_jax import image_ops
 from pae_jax.config import Config
 from pae_jax.corruption import CorruptedBatch
-from pae_jax.hyperparameters import Hyperparameters
 from pae_jax.methods.method import (
     Images,
     Method,
@@ -22,6 +21,7 @@ from pae_jax.methods.method import (
     image_level_map,
     map_stored,
 )
+from pae_jax.objective import Hyperparameters
 
 
 def svm_features(x: Images, side: int) -> Float[Array, "b d"]:

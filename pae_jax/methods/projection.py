@@ -12,8 +12,8 @@ from jaxtyping import Array, Key
 from pae_jax import anomaly_map, image_ops, objective, projection, unet
 from pae_jax.config import Config
 from pae_jax.corruption import CorruptedBatch
-from pae_jax.hyperparameters import Hyperparameters
 from pae_jax.methods.method import Method, PerImage
+from pae_jax.objective import Hyperparameters
 
 Bind = Callable[[Any, Config], Callable[[Array], Array]]  # (params, config) → f
 

@@ -15,10 +15,10 @@ from jaxtyping import Array, Float
 from pae_jax import anomaly_map, unet
 from pae_jax.config import Config
 from pae_jax.corruption import CorruptedBatch
-from pae_jax.hyperparameters import Hyperparameters
 from pae_jax.masks import VISIBLE
 from pae_jax.methods.method import Images, Method, PerImage
 from pae_jax.methods.projection import init_network
+from pae_jax.objective import Hyperparameters
 
 
 def segmentation_logit(params: Any, x: Images, config: Config) -> Float[Array, "b h w"]:

@@ -5,10 +5,10 @@ In a checkout they are in `configs/` beside this package, in an installation ins
 
 from pathlib import Path
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 _CANDIDATES = (_PACKAGE / "shipped_configs", _PACKAGE.parent / "configs")
 
 DIRECTORY = next((path for path in _CANDIDATES if path.is_dir()), _CANDIDATES[0])
 
-# A module with a `__path__` is a package: its submodules are the files of that directory.
+# The submodules of this package are the files of that directory.
 __path__ = [str(DIRECTORY)]
