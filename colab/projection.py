@@ -24,22 +24,16 @@
 # This notebook illustrates the idea on a curve (1), checks the paper's theory on manifolds with
 # closed forms (2), trains a small projecting autoencoder (3), and then measures whether the
 # trained network is a projection (4, 5). It takes two or three minutes on two CPU cores.
-
-# %% [markdown]
-# ## 0. Setup
 #
-# On Colab, put a clone of the repository beside this notebook as `pae_jax`; the first cell installs
-# it. Elsewhere install it with its extra `test` before; the first cell then does nothing.
+# On Colab, put a clone of the repository beside this notebook as `pae_jax`, or name another place
+# in the first cell. Elsewhere install it with its extra `test` before.
 
 # %%
-import subprocess
-import sys
+# @title Settings
+# @markdown Sections 3 and 5 train for STEPS steps on images of SIZE × SIZE pixels.
+STEPS = 800  # @param {type: "integer"}
+SIZE = 32  # @param [32, 64, 128] {type: "raw"}
 
-if "google.colab" in sys.modules:
-    packages = ["./pae_jax[demo]", "scikit-learn"]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *packages], check=True)
-
-# %%
 import functools
 import itertools
 import os
@@ -53,6 +47,11 @@ import numpy as np
 import optax
 from sklearn.svm import OneClassSVM
 
+try:
+    from jax import enable_x64
+except ImportError:  # before jax 0.8
+    from jax.experimental import enable_x64
+
 from data_pipelines.dataset import open_test
 from pae_jax import config_file, detection, evaluate, image_ops, metrics, train, unet
 from pae_jax.fixed_point import fixed_point, iterate
@@ -60,9 +59,9 @@ from pae_jax.known_manifolds import MIDDLE, Plane, Sphere, slice_contraction
 from pae_jax.report import pictures
 from pae_jax.workdir import run, trained_model, validation
 
-# Sections 3 and 5 train for STEPS steps on images of SIZE × SIZE pixels.
-STEPS = int(os.environ.get("PAE_NOTEBOOK_STEPS", "800"))
-SIZE = int(os.environ.get("PAE_NOTEBOOK_SIZE", "32"))
+# The tests of the repository set smaller numbers.
+STEPS = int(os.environ.get("PAE_NOTEBOOK_STEPS", STEPS))
+SIZE = int(os.environ.get("PAE_NOTEBOOK_SIZE", SIZE))
 
 WORK = Path(tempfile.mkdtemp(prefix="pae_"))  # the folder of all files that are written
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#777777"
@@ -225,7 +224,7 @@ patterns = np.stack(
 )[..., None]
 patterns /= np.linalg.norm(patterns, axis=(1, 2), keepdims=True)
 
-with jax.enable_x64(True):
+with enable_x64(True):
     manifold = Plane(jnp.asarray(patterns), scale=1.0)
     region = jnp.broadcast_to(jnp.asarray(~left)[None, :, None], (8, 8, 1))
 
@@ -271,7 +270,7 @@ print(f"largest difference between the least squares solution and Theorem 1: {di
 # has two coordinates; only the second one is corrupted here.
 
 # %%
-with jax.enable_x64(True):
+with enable_x64(True):
     circle = Sphere(2)
     second = jnp.broadcast_to((jnp.arange(2) == 1)[None, :, None], (circle.rows, 2, 1))
     x = circle.sample(jax.random.key(2), 9)
@@ -311,7 +310,7 @@ plt.show()
 # of this point is smaller still. `mean_of_compatible` is this *f* on the circle.
 
 # %%
-with jax.enable_x64(True):
+with enable_x64(True):
     x = circle.sample(jax.random.key(4), 64)
     figure, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for eta, color in ((0.3, ORANGE), (0.8, GREEN)):
@@ -343,7 +342,7 @@ plt.show()
 # small error on ℳ and a Jacobian that is the projection onto the tangent space.
 
 # %%
-with jax.enable_x64(True):
+with enable_x64(True):
     small = Sphere(2, rows=1)
     x = small.sample(jax.random.key(6), 1)
     normal = x - MIDDLE

@@ -71,6 +71,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # sigmoid | residual_logit (added to the logit of the input, so that f starts as the identity)
     model.output = "sigmoid"
     model.dtype = "float32"  # of activations: float32 | bfloat16; parameters stay float32
+    model.precision = "default"  # of float32 products on a GPU or TPU: default | high | highest
     model.remat = False  # recompute activations in the backward pass: less memory, more time
 
     # ---- objective: eq. 1 and the penalties of appendix A.3; a weight of 0 removes a term ----
@@ -116,6 +117,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     train.keep_checkpoints = 2  # number of newest checkpoints that are kept
     train.validation_examples = 64  # fixed corruptions of held-out images
     train.tensorboard = True  # write TensorBoard logs as well
+    train.deterministic = False  # on a GPU, the same bits in every run: slower (docs/gpu.md)
 
     # ---- sharding: one run over several devices ----
     config.sharding = sharding = ConfigDict()

@@ -1,18 +1,23 @@
 """Batches of images and textures: the batch of step s is a pure function of (seed, s).
 
 So there is no iterator state to save: a run resumed at step s, on any number of processes and
-threads, reads exactly the examples of an uninterrupted run.
+threads, reads exactly the examples of an uninterrupted run. Every process computes the indices of
+the whole batch, which is cheap, and reads only the rows that its devices need.
 """
 
 import functools
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-import grain
 import numpy as np
+from absl import logging
 
-from data_pipelines.errors import BadInput
+# At its import, with jaxlib before 0.11, Grain warns that its worker processes cannot be profiled.
+# Here it reads with threads alone.
+logging.get_absl_logger().addFilter(lambda record: "worker profiling" not in record.getMessage())
+
+import grain  # noqa: E402 - after the filter
 
 
 def index_batch(
@@ -50,8 +55,7 @@ def batches(
     steps: int = 1,
     by_index: bool = False,
     num_threads: int = 4,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields batches without end from `start_step` on, gathered ahead by threads.
 
@@ -64,22 +68,13 @@ def batches(
       steps: the number of steps in one element, which is the length of its leading axis.
       by_index: yields the indices of images and textures instead of their pixels.
       num_threads: the number of threads; up to twice as many elements are prepared ahead.
-      process_index: the index of this process, which takes a contiguous slice of each batch.
-      process_count: the number of processes; it divides `batch_size`.
+      rows: the examples of each batch that this process needs, below `batch_size`; None for all.
 
     Yields:
-      {"image": uint8 (steps, b, h, w, c), "texture": uint8 (steps, b, t, t, c')} with b =
-      batch_size / process_count; with `by_index` both are int32 (steps, b).
-
-    Raises:
-      BadInput: the processes do not divide the batch.
+      {"image": uint8 (steps, b, h, w, c), "texture": uint8 (steps, b, t, t, c')} with b rows;
+      with `by_index` both are int32 (steps, b).
     """
-    if batch_size % process_count:
-        raise BadInput(
-            f"train.batch_size: {batch_size} does not divide among {process_count} processes"
-        )
-    local_size = batch_size // process_count
-    local = slice(process_index * local_size, (process_index + 1) * local_size)
+    local = slice(None) if rows is None else np.asarray(rows)
 
     def element(number: int) -> dict[str, np.ndarray]:
         # An element holds the batches of all steps of one compiled call, gathered at once,

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines import decode, patterns, tfds_source
-from data_pipelines.cache import cached, content_key, parallel
+from data_pipelines.cache import cached, content_key, default_cache, parallel
 from data_pipelines.errors import BadInput
 from data_pipelines.folder import image_files
 from data_pipelines.holdout import held_out
@@ -53,7 +53,7 @@ class Textures(NamedTuple):
     """Texture images for the corruptions of training and validation.
 
     Attributes:
-      train: uint8 (n, size, size, 3).
+      train: uint8 (n, size, size, 3), memory-mapped, as `held_out` is.
       held_out: uint8 (m, size, size, 3), for the corruptions of validation; disjoint from
         `train`. Built-in images are held out by whole families (a photograph or a pattern).
       fingerprint: 32 hex digits, a hash of the encoded images, the size and the split.
@@ -83,6 +83,8 @@ def open_textures(
 ) -> Textures:
     """Opens a texture source, decoded and resized once and cached.
 
+    Further calls with the same arguments return the same arrays, until a file has changed.
+
     Args:
       name: "builtin", "tfds:DATA_DIR" or a folder.
       size: height and width of the returned images.
@@ -97,6 +99,45 @@ def open_textures(
     Raises:
       BadInput: one line naming the folder or file at fault.
     """
+    return _open(
+        name,
+        size=size,
+        cache_dir=cache_dir or str(default_cache()),
+        seed=seed,
+        holdout_fraction=holdout_fraction,
+        stamps=_file_stamps(name),
+    )
+
+
+def _file_stamps(name: str) -> tuple[tuple[str, int, int], ...]:
+    """Returns path, size and time of change of every file of a source, to notice new content."""
+    if name == "builtin":
+        return ()
+    root = Path(name.removeprefix("tfds:"))
+    paths = sorted((root / "dtd").rglob("*")) if name.startswith("tfds:") else image_files(root)
+    return tuple(map(_stamp, paths))
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    try:
+        stat = path.stat()
+    except OSError:  # reading the file gives the error that names it
+        return str(path), -1, -1
+    return str(path), stat.st_size, stat.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=16)
+def _open(
+    name: str,
+    *,
+    size: int,
+    cache_dir: str,
+    seed: int,
+    holdout_fraction: float,
+    stamps: tuple[tuple[str, int, int], ...],
+) -> Textures:
+    """Opens a source as `open_textures` does; `stamps` are a part of the key only."""
+    del stamps
     if name == "builtin":
         source = _builtin()
     elif name.startswith("tfds:"):
@@ -108,16 +149,19 @@ def open_textures(
         raise BadInput(f"{name}: {len(families)} texture image, at least two needed")
     held_out_families = held_out(families, "none", fraction=holdout_fraction, seed=seed)
 
-    shape = (len(source.families), size, size, 3)
-    key = content_key("textures", decode.VERSION, size, source.digests)
-    build = functools.partial(_build, shape, source.row)
+    is_held_out = [family in held_out_families for family in source.families]
+    # The held-out images come last, so that both parts are slices of one memory-mapped array. Each
+    # part keeps the order of the source.
+    order = sorted(range(len(is_held_out)), key=lambda i: is_held_out[i])
+    shape = (len(order), size, size, 3)
+    digests = [source.digests[i] for i in order]
+    key = content_key("textures, held-out ones last", decode.VERSION, size, digests)
+    build = functools.partial(_build, shape, lambda i, size: source.row(order[i], size))
     images = cached(cache_dir, key, [shape], build)
-    is_held_out = np.array([family in held_out_families for family in source.families])
-    return Textures(
-        train=images[~is_held_out],
-        held_out=images[is_held_out],
-        fingerprint=content_key(key, is_held_out.tolist()),
-    )
+    count = is_held_out.count(False)
+    # The fingerprint does not depend on the order in the file: runs have recorded it.
+    content = content_key("textures", decode.VERSION, size, source.digests)
+    return Textures(images[:count], images[count:], content_key(content, is_held_out))
 
 
 def _build(shape: tuple[int, ...], row: Callable[[int, int], np.ndarray]):

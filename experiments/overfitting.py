@@ -47,7 +47,6 @@ from data_pipelines.errors import BadInput, CannotWrite
 from pae_jax import detection, methods, metrics, train
 from pae_jax.config import Config
 from pae_jax.config_file import load
-from pae_jax.corruption import CorruptedBatch
 from pae_jax.detection import REPORTED_SCORES
 from pae_jax.devices import process
 from pae_jax.workdir import checkpoint, files, provenance, record, run, trained_model, validation
@@ -79,7 +78,7 @@ class Data(NamedTuple):
       counts: the numbers of images by name.
     """
 
-    examples: dict[str, list[CorruptedBatch]]
+    examples: dict[str, validation.Examples]
     test: TestSplit
     channels: int
     counts: dict[str, int]

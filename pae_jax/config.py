@@ -6,7 +6,6 @@ its default in `configs/default.py`. Every error is one line that begins with th
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -17,7 +16,7 @@ from typing import Any
 
 from data_pipelines.errors import BadInput
 from data_pipelines.spec import DatasetSpec
-from pae_jax.config_schema import renamed
+from pae_jax.config_schema import renamed, unknown_key
 
 
 def _field(
@@ -109,6 +108,7 @@ class ModelConfig:
     skip: str = _field("concatenate", choices=("concatenate", "convex", "none"))
     output: str = _field("sigmoid", choices=("sigmoid", "residual_logit"))
     dtype: str = _field("float32", choices=("float32", "bfloat16"))
+    precision: str = _field("default", choices=("default", "high", "highest"))
     remat: bool = False
 
     def __post_init__(self) -> None:
@@ -199,6 +199,7 @@ class TrainConfig:
     keep_checkpoints: int = _field(2, at_least=1)
     validation_examples: int = _field(64, at_least=1)
     tensorboard: bool = True
+    deterministic: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,6 +290,10 @@ class Config:
             value = getattr(self.train, key)
             if call and value % call:
                 raise BadInput(f"train.steps_per_call: {call} does not divide train.{key}={value}")
+        if call and any(step % call for step in self.profile):
+            raise BadInput(f"train.steps_per_call: {call} does not divide profile={self.profile}")
+        if self.train.deterministic and self.sharding.transform == "pmap":
+            raise BadInput("train.deterministic: needs sharding.transform=jit or shard_map")
         for key in ("blobs", "axis", "opacity"):
             low = getattr(self.corruption, f"min_{key}")
             high = getattr(self.corruption, f"max_{key}")
@@ -346,19 +351,6 @@ def check(values: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(values.get("data"), Mapping):
         values["data"] = _resolve_size(values["data"])
     return _check_section(Config, values, prefix="")
-
-
-def unknown_key(key: str, section: Any) -> BadInput:
-    """Returns the error for a key that is not in `section`.
-
-    The message gives the new name of a renamed key, otherwise a key with a similar name, if any.
-    """
-    if new := renamed(key):
-        return BadInput(f"{key}: renamed; use {new}")
-    name = key.rpartition(".")[2]
-    similar = difflib.get_close_matches(name, section, n=1) if isinstance(section, Mapping) else []
-    suggestion = f"; did you mean {key.removesuffix(name)}{similar[0]}?" if similar else ""
-    return BadInput(f"{key}: no such key{suggestion}")
 
 
 def _resolve_size(data: Mapping[str, Any]) -> dict[str, Any]:

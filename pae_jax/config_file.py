@@ -18,7 +18,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import BadInput
-from pae_jax.config import Config, check, from_config_dict, unknown_key
+from pae_jax.config import Config, check, from_config_dict
+from pae_jax.config_schema import unknown_key
 from pae_jax.configs import DIRECTORY
 
 

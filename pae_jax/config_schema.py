@@ -5,8 +5,11 @@ read by `upgrade`; an old key on the command line or in a config file is refused
 """
 
 import copy
+import difflib
 from collections.abc import Mapping
 from typing import Any
+
+from data_pipelines.errors import BadInput
 
 SCHEMA = 2
 
@@ -101,3 +104,16 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
         evaluation["apply"] = {0: "fixed_point", 1: "once"}.get(iterations, "iterate")
         evaluation["iterations"] = max(iterations, 1)
     return values
+
+
+def unknown_key(key: str, section: Any) -> BadInput:
+    """Returns the error for a key that is not in `section`.
+
+    The message gives the new name of a renamed key, otherwise a key with a similar name, if any.
+    """
+    if new := renamed(key):
+        return BadInput(f"{key}: renamed; use {new}")
+    name = key.rpartition(".")[2]
+    similar = difflib.get_close_matches(name, section, n=1) if isinstance(section, Mapping) else []
+    suggestion = f"; did you mean {key.removesuffix(name)}{similar[0]}?" if similar else ""
+    return BadInput(f"{key}: no such key{suggestion}")

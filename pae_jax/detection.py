@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from pae_jax import anomaly_map, image_ops
-from pae_jax.config import Config
+from pae_jax.config import Config, DataConfig
 from pae_jax.methods import METHODS
 
 # The paper sums the map (§2.2). The other two depend less on the size of the defect.
@@ -72,7 +72,7 @@ def detect_all(
     params: Any, images: UInt8[np.ndarray, "n h w c"], config: Config
 ) -> Iterator[Detection]:
     """Yields one `Detection` of numpy arrays for each image, computed in batches."""
-    size = min(config.eval.batch_size, len(images))
+    config, size = inference_config(config), min(config.eval.batch_size, len(images))
     for start in range(0, len(images), size):
         # The last batch is padded with the last image, so that one compiled program serves all.
         rows = np.minimum(np.arange(start, start + size), len(images) - 1)
@@ -83,6 +83,28 @@ def detect_all(
 
 # One jitted function for the module, so that it compiles once per config and shape.
 _detect = jax.jit(detect, static_argnames="config")
+
+
+def inference_config(config: Config) -> Config:
+    """Returns the config without the settings that only training and the data pipelines read.
+
+    A jitted function with a static config is compiled once per config. With this one it is
+    compiled once for all models of one architecture.
+    """
+    data = DataConfig(
+        height=config.data.height,
+        width=config.data.width,
+        crop_size=config.data.crop_size,
+        augmentation=config.data.augmentation,
+    )
+    return Config(
+        method=config.method,
+        data=data,
+        corruption=config.corruption,
+        model=config.model,
+        eval=config.eval,
+        baseline=config.baseline,
+    )
 
 
 def choose_thresholds(detections: Sequence[Detection], config: Config) -> Thresholds:

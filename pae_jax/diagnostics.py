@@ -74,7 +74,7 @@ def diagnose(
       quantity is defined; NaN if there are none.
     """
     f = f if isinstance(f, jax.tree_util.Partial) else jax.tree_util.Partial(f)
-    batches = [batches] if isinstance(batches, CorruptedBatch) else list(batches)
+    batches = [batches] if isinstance(batches, CorruptedBatch) else batches
     run = functools.partial(
         _measure,
         neighbours=neighbours,
@@ -276,7 +276,9 @@ def _normal_dominance(
     def dominance(delta: Float[Array, " d"], span: Float[Array, "k d"]) -> Float[Array, ""]:
         # The principal directions are spanᵀu/√λ, with the eigenpairs (λ, u) of the Gram matrix,
         # which is small: k × k instead of d × d.
-        values, vectors = jnp.linalg.eigh(span @ span.T)
+        # In full precision on every platform, because small eigenvalues decide what is kept.
+        gram = jnp.matmul(span, span.T, precision=jax.lax.Precision.HIGHEST)
+        values, vectors = jnp.linalg.eigh(gram)
         # The eigenvalues ascend. A direction is kept if the larger ones explain too little.
         sum_of_larger = jnp.sum(values) - jnp.cumsum(values)
         rounding = jnp.finfo(delta.dtype).eps * len(span) * values[-1]

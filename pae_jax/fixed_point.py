@@ -3,6 +3,7 @@
 There is no gradient, because `jax.lax.while_loop` cannot be differentiated in reverse mode.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -138,15 +139,17 @@ def _anderson(memory: int) -> _Solver:
             past.residual_steps.at[slot].set(jnp.where(n > 0, residual - past.residual, 0)),
         )
         # The normal equations of the least-squares problem are as small as the memory, while a
-        # residual has as many values as an image.
-        gram = past.residual_steps @ past.residual_steps.T
+        # residual has as many values as an image. In full precision on every platform, because
+        # the system is nearly singular.
+        product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+        gram = product(past.residual_steps, past.residual_steps.T)
         # A ridge at rounding level keeps the system solvable, because the differences become
         # parallel near the fixed point.
         scale = jnp.trace(gram)
         ridge = jnp.where(scale > 0, jnp.finfo(x.dtype).eps * scale, 1)
         gram = gram + ridge * jnp.eye(memory, dtype=x.dtype)
-        coefficients = jnp.linalg.solve(gram, past.residual_steps @ residual)
-        return past, fx - coefficients @ past.fx_steps
+        coefficients = jnp.linalg.solve(gram, product(past.residual_steps, residual))
+        return past, fx - product(coefficients, past.fx_steps)
 
     def step(past: _Differences, x: Array, fx: Array, n: Array) -> tuple[_Differences, Array]:
         flat, flat_fx = x.reshape(x.shape[0], -1), fx.reshape(x.shape[0], -1)

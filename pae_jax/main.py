@@ -20,7 +20,8 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
     process.start(args.distributed)
     checkpoint.silence_background_errors()
     logs.configure_logging()
-    members = config_file.load_members(args.config, overrides)
+    with process.fail_together():
+        members = config_file.load_members(args.config, overrides)
     outcomes = set()
     for chunk in population.group_runs(list(members.values())):
         names = [list(members)[i] for i in chunk]
@@ -109,7 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--distributed",
         metavar="auto|HOST:PORT/COUNT/INDEX",
-        help="run as one of several processes; auto detects a TPU slice or Slurm",
+        help="run as one of several processes, which have 300 s to join; auto detects a TPU slice, "
+        "Slurm or Open MPI",
     )
     train.set_defaults(run=_train)
 

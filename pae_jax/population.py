@@ -15,12 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.errors import BadInput
 from pae_jax import train_step
 from pae_jax.config import Config
-from pae_jax.devices import hardware, sharding
+from pae_jax.devices import hardware, process, sharding
 from pae_jax.devices.batches import Batches
 from pae_jax.objective import Hyperparameters
 from pae_jax.train import SingleTrainer, initial_state, run_loop
@@ -113,7 +113,8 @@ def train_population(members: Sequence[tuple[Config, str | Path]]) -> list[Train
             raise BadInput(f"{workdir}: differs from {first_workdir} in more than {allowed}")
     if len(members) > 1 and jax.process_count() > 1:
         raise BadInput("a population is trained by one process; start one for each part of it")
-    mesh = sharding.make_mesh(first_config)  # for members alone in their programs
+    with process.fail_together():
+        mesh = sharding.make_mesh(first_config)  # for members alone in their programs
     results: dict[int, TrainResult] = {}
     with contextlib.ExitStack() as stack:
         runs = [stack.enter_context(open_run(config, workdir)) for config, workdir in members]
@@ -144,17 +145,24 @@ def _same_shapes(runs: Sequence[Run]) -> list[list[int]]:
 class Population:
     """The trainer of several runs, on a mesh with the axis "member".
 
-    A device may have several members; `mapping` says how it computes them.
+    A device may have several members; `mapping` says how it computes them. Every device has the
+    same number, so copies of the last member fill the last device. They are computed and thrown
+    away.
+
+    Attributes:
+      mesh: the devices.
+      device_of: the device of each member. `mesh` alone decides it, because its devices may be in
+        another order than those of the process.
     """
 
     def __init__(self, configs: Sequence[Config]):
         self._configs = list(configs)
         count, devices = len(configs), jax.local_devices()
-        # Every device has the same number of members.
-        size = max(n for n in range(1, len(devices) + 1) if count % n == 0)
-        axis_types = (AxisType.Auto,)
-        self.mesh = jax.make_mesh((size,), (sharding.MEMBER,), axis_types, devices=devices[:size])
-        self.device_of = [devices[i * size // count] for i in range(count)]
+        self._per_device = -(-count // len(devices))
+        size = -(-count // self._per_device)
+        self.mesh = sharding.ordered_mesh((size,), (sharding.MEMBER,), devices[:size])
+        in_order = list(self.mesh.devices.flat)
+        self.device_of = [in_order[i // self._per_device] for i in range(count)]
 
     def start(self, runs: Sequence[Run]) -> tuple[int, train_step.TrainState]:
         """Opens the data of the runs; see `train.Trainer`."""
@@ -165,12 +173,13 @@ class Population:
         batches = [run.open_batches(start) for run in runs]
         self._streams = [member.stream for member in batches]
         self._resident = self._stack(_pad_resident(batches))
-        keys = [jax.random.key(config.train.seed) for config in self._configs]
+        keys = self._fill([jax.random.key(config.train.seed) for config in self._configs])
         self._keys = jax.device_put(jnp.stack(keys), self._member_sharding())
         self._values = self._stack([traced_values(config) for config in self._configs])
         steps = runs[0].steps_per_call(start)
         self._step = sharding.CompiledOnce(
-            jax.jit(make_call(self._configs[0], self.mesh, steps=steps), donate_argnums=0)
+            jax.jit(make_call(self._configs[0], self.mesh, steps=steps), donate_argnums=0),
+            hardware.compiler_options(deterministic=self._configs[0].train.deterministic),
         )
         return start, self._stack(states)
 
@@ -191,13 +200,13 @@ class Population:
 
     def state(self, state: Any, run: int) -> train_step.TrainState:
         """Returns the state of one member, to be saved."""
-        row = run % (len(self._configs) // self.mesh.size)
+        device = self.device_of[run]
 
-        def select(leaf: jax.Array) -> jax.Array:
-            shards = {shard.device: shard.data for shard in leaf.addressable_shards}
-            return shards[self.device_of[run]][row]
+        def part_on_device(leaf: jax.Array) -> jax.Array:
+            return {shard.device: shard.data for shard in leaf.addressable_shards}[device]
 
-        return jax.tree.map(select, state)
+        row = jax.device_put(np.int32(run % self._per_device), device)
+        return _take_row(jax.tree.map(part_on_device, state), row)
 
     def state_on_one_device(self, state: Any, run: int) -> train_step.TrainState:
         """Returns the state of one member, to be validated."""
@@ -207,35 +216,42 @@ class Population:
         """Returns the FLOP of one step of all members on one device; None before the first call."""
         config = self._configs[0]
         # XLA counts the body of a loop over members once.
-        members = len(self._configs) // self.mesh.size if mapping(config) == "map" else 1
+        members = self._per_device if mapping(config) == "map" else 1
         program_flops = self._step.flops
         return train_step.step_flops(program_flops and program_flops * members, config)
 
     def _member_sharding(self) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(sharding.MEMBER))
 
+    def _fill(self, values: Sequence[Any]) -> list[Any]:
+        """Repeats the last member's value until every device has the same number."""
+        missing = self.mesh.size * self._per_device - len(values)
+        return [*values, *[values[-1]] * missing]
+
     def _stack(self, trees: Sequence[Any]) -> Any:
         """Stacks one tree per member to one tree of arrays with a leading axis of members."""
-        devices = list(self.mesh.devices.flat)
-        members_per_device = len(trees) // len(devices)
 
         def stack(*leaves: Any) -> jax.Array:
             shards = []
-            for i, device in enumerate(devices):
-                local = leaves[i * members_per_device : (i + 1) * members_per_device]
+            for i, device in enumerate(self.mesh.devices.flat):
+                local = leaves[i * self._per_device : (i + 1) * self._per_device]
                 # Arrays of the host go to their device directly, not by way of the first one.
                 stacked = jnp.stack(local) if isinstance(local[0], jax.Array) else np.stack(local)
                 shards.append(jax.device_put(stacked, device))
             shape = (len(leaves), *shards[0].shape[1:])
             return jax.make_array_from_single_device_arrays(shape, self._member_sharding(), shards)
 
-        return jax.tree.map(stack, *trees)
+        return jax.tree.map(stack, *self._fill(trees))
+
+
+@jax.jit
+def _take_row(state: Any, row: jax.Array) -> Any:
+    return jax.tree.map(lambda leaf: leaf[row], state)
 
 
 def _initial_state_on(run: Run, device: Any) -> train_step.TrainState:
     """Returns a member's state before the first step, on one device."""
-    axes, axis_types = (sharding.DATA, sharding.MODEL), (AxisType.Auto, AxisType.Auto)
-    mesh = jax.make_mesh((1, 1), axes, axis_types, devices=[device])
+    mesh = sharding.ordered_mesh((1, 1), (sharding.DATA, sharding.MODEL), [device])
     key = jax.random.key(run.config.train.seed)
     return initial_state(run.config, key, mesh, run.data.images)
 

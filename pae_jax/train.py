@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import itertools
 import logging
+import os
 import signal
 import threading
 import time
@@ -17,7 +19,7 @@ from jax.experimental import multihost_utils
 
 from pae_jax import methods, train_step
 from pae_jax.config import Config
-from pae_jax.devices import sharding
+from pae_jax.devices import hardware, process, profiler, sharding
 from pae_jax.workdir.run import (
     DIVERGED,
     FINISHED,
@@ -31,6 +33,10 @@ from pae_jax.workdir.run import (
 __all__ = ["DIVERGED", "FINISHED", "STOPPED", "TrainResult", "run_loop", "train_and_evaluate"]
 
 _logger = logging.getLogger(__name__)
+# Numbers the calls of all runs of this process; equal in all processes, because they run the same.
+_call_numbers = itertools.count()
+# The number of idle devices that are named.
+_MAX_NAMED = 8
 
 
 @runtime_checkable
@@ -87,7 +93,8 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> TrainResult:
     Raises:
       BadInput: the data or the config is unusable, or the workdir belongs to another config.
     """
-    mesh = sharding.make_mesh(config)
+    with process.fail_together():
+        mesh = sharding.make_mesh(config)
     with open_run(config, workdir) as run:
         (result,) = run_loop([run], SingleTrainer(config, mesh))
     return result
@@ -113,10 +120,12 @@ def run_loop(runs: Sequence[Run], trainer: Trainer) -> list[TrainResult]:
     with contextlib.ExitStack() as stack:
         recorders = [stack.enter_context(run.open_recorder(start)) for run in runs]
         interrupted = stack.enter_context(_catch_interruption())
-        trace = stack.enter_context(_profiler(config.profile, runs[0].workdir / "profile"))
+        folder = runs[0].workdir / "profile"
+        profile = stack.enter_context(profiler.open_profiler(config.profile, folder, last=last))
         call = _CallInFlight(recorders, trainer)
-        for step in range(start, last + 1, runs[0].steps_per_call(start)):
-            should_stop, is_last = interrupted(step), step == last
+        stride = runs[0].steps_per_call(start)
+        for step in range(start, last + 1, stride):
+            should_stop, is_last = interrupted(), step == last
             due = step % config.train.validate_every == 0
             should_validate = is_last or (due and not should_stop)
             due = step % config.train.checkpoint_every == 0
@@ -136,14 +145,18 @@ def run_loop(runs: Sequence[Run], trainer: Trainer) -> list[TrainResult]:
                     recorder.finish(FINISHED if is_last else STOPPED, step)
             if all(recorder.result for recorder in recorders):
                 break
-            trace(step)
-            began = time.perf_counter()
-            batch = trainer.next_batch()
-            data_seconds = time.perf_counter() - began
-            state, values = trainer.run_steps(state, batch)
+            with profile.call(step, state):
+                began = time.perf_counter()
+                batch = trainer.next_batch()
+                data_seconds = time.perf_counter() - began
+                state, values = trainer.run_steps(state, batch)
+            profile.finish_call(step + stride, state)
             # The metrics of the call before, so that the host need not wait for this one.
             call.flush_metrics()
             call.in_flight = step, values, data_seconds
+        # Before the handlers of signals go, because launchers send SIGTERM more than once.
+        for run in runs:
+            run.checkpoints.wait()
     return [recorder.result for recorder in recorders if recorder.result is not None]
 
 
@@ -172,14 +185,19 @@ class SingleTrainer:
     def __init__(self, config: Config, mesh: jax.sharding.Mesh):
         self.mesh = mesh
         self._config = config
-        self._key = jax.random.key(config.train.seed)
+        # On all devices, because every call would copy it there otherwise.
+        replicated = sharding.replicated_sharding(mesh)
+        make_key = jax.jit(jax.random.key, static_argnums=0, out_shardings=replicated)
+        self._key = make_key(config.train.seed)
 
     def start(self, runs: Sequence[Run]) -> tuple[int, train_step.TrainState]:
         """Restores the run and opens its data; see `Trainer`."""
         (run,) = runs
         state = initial_state(self._config, self._key, self.mesh, run.data.images)
         start, state = run.checkpoints.restore(state) or (0, state)
-        resident, self._batches = run.open_batches(start)
+        self._batch_size = self._config.train.batch_size
+        rows = sharding.local_rows(self.mesh, self._batch_size)
+        resident, self._batches = run.open_batches(start, rows)
         self._resident = sharding.to_global(resident, sharding.replicated_sharding(self.mesh))
         self._step = sharding.compile_step(
             train_step.make_step(self._config),
@@ -187,12 +205,15 @@ class SingleTrainer:
             self._config.sharding.transform,
             state,
             steps=run.steps_per_call(start),
+            compiler_options=hardware.compiler_options(
+                deterministic=self._config.train.deterministic
+            ),
         )
         return start, state
 
     def next_batch(self) -> dict[str, jax.Array]:
         """Returns the input of the next call, divided among the devices."""
-        return sharding.to_global(next(self._batches), sharding.batch_sharding(self.mesh))
+        return sharding.batch_to_global(next(self._batches), self.mesh, self._batch_size)
 
     def run_steps(
         self, state: train_step.TrainState, batch: dict[str, jax.Array]
@@ -264,6 +285,10 @@ def _log_start(runs: Sequence[Run], trainer: Trainer, start: int, state: Any) ->
     resumed = f"resumed from step {start} of {steps}" if start else f"starting, {steps} steps"
     _logger.info("training: %s", workdirs)
     _logger.info("devices: %d of %d %s, mesh %s", trainer.mesh.size, jax.device_count(), kind, mesh)
+    if idle := sharding.idle_devices(trainer.mesh):
+        names = [str(device) for device in idle[:_MAX_NAMED]]
+        names += ["…"] if len(idle) > _MAX_NAMED else []
+        _logger.warning("devices without work: %d (%s)", len(idle), ", ".join(names))
     _logger.info("parameters: %s", f"{parameters:,}")
     _logger.info("images: %s for training, %s held out; %s", training, held_out, storage)
     _logger.info("steps per call: %d; %s", run.steps_per_call(start), resumed)
@@ -277,55 +302,40 @@ def _format_range(counts: Sequence[int]) -> str:
 
 
 @contextlib.contextmanager
-def _profiler(steps: tuple[int, ...], folder: Path) -> Iterator[Callable[[int], None]]:
-    """Yields a function to call before each step, which traces the steps from first to end.
+def _catch_interruption() -> Iterator[Callable[[], bool]]:
+    """Yields a function, to call once per compiled call, that tells whether to stop.
 
-    Args:
-      steps: (first, end) of `config.profile`, or empty.
-      folder: where the trace is written.
+    SIGTERM and the first Ctrl-C stop the run. Further SIGTERMs change nothing, because launchers
+    send several; a second Ctrl-C ends the process. If several processes train together, a signal
+    to any of them stops all at the same step.
     """
-    first, end = steps or (0, 0)
-    running = False
-
-    def trace(step: int) -> None:
-        nonlocal running
-        wanted = first <= step < end
-        if wanted and not running:
-            jax.profiler.start_trace(str(folder))
-        if running and not wanted:
-            jax.profiler.stop_trace()
-        running = wanted
-
-    try:
-        yield trace
-    finally:
-        if running:
-            jax.profiler.stop_trace()
-
-
-@contextlib.contextmanager
-def _catch_interruption() -> Iterator[Callable[[int], bool]]:
-    """Yields a function of the step that tells whether SIGTERM or Ctrl-C has come.
-
-    A second signal ends the process. If several processes train together, SIGTERM to any of them
-    stops all at the same step.
-    """
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False  # Python delivers signals to the main thread only.
-        return
+    several = jax.process_count() > 1
     event = threading.Event()
+
+    def interrupted() -> bool:
+        if several:
+            # JAX answers yes for one number, the next of the process that is furthest ahead. It
+            # never does if numbers are left out, as the numbers of steps would be.
+            return multihost_utils.reached_preemption_sync_point(next(_call_numbers))
+        return event.is_set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted  # Python delivers signals to the main thread only.
+        return
 
     def handle(number: int, _: object) -> None:
         event.set()
-        signal.signal(number, handlers_before[number])
+        if number == signal.SIGINT:
+            signal.signal(number, handlers_before[number])
+            if several:
+                os.kill(os.getpid(), signal.SIGTERM)  # which JAX tells all processes
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    # With several processes SIGTERM has JAX's handler.
+    numbers = (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT)
     handlers_before: dict[int, Any] = {n: signal.signal(n, handle) for n in numbers}
     try:
-        yield lambda step: event.is_set()
+        yield interrupted
     finally:
         for number in numbers:
-            signal.signal(number, handlers_before[number])
+            # None is a handler that was not set from Python.
+            signal.signal(number, handlers_before[number] or signal.SIG_DFL)

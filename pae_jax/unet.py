@@ -9,6 +9,9 @@ Where the paper gives no detail, it follows the parent paper's stacked dilated c
 (Bauer et al. 2024).
 """
 
+import contextlib
+import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, cast
@@ -229,10 +232,11 @@ class UNet(nn.Module):
         for i, stage_width in reversed(list(enumerate(config.widths))):
             y = decoder(stage_width, config, name=f"decoder_{i}")(y, encoded[i])
 
+        # The last layer is float32, so that neither the loss nor the iterates of f are rounded.
+        last = dataclasses.replace(config, dtype="float32")
         zero_init = config.output == "residual_logit"
-        y = _convolution(channels * config.patch_size**2, 1, config, zero_init=zero_init)(y)
-        # The output is float32, so that the loss and the iterates of f are not rounded.
-        y = image_ops.depth_to_space(y.astype(jnp.float32), config.patch_size)[:, :height, :width]
+        y = _convolution(channels * config.patch_size**2, 1, last, zero_init=zero_init)(y)
+        y = image_ops.depth_to_space(y, config.patch_size)[:, :height, :width]
         return OUTPUTS[config.output](y, x)
 
 
@@ -258,12 +262,31 @@ def backbone(config: ModelConfig) -> nn.Module:
 
 
 def bind(config: ModelConfig, variables: Any) -> Callable[[Array], Array]:
-    """Returns f_θ as a function of images (b, h, w, c) alone."""
+    """Returns f_θ as a function of images (b, h, w, c) alone.
 
-    def f(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        return cast(Array, backbone(config).apply(variables, x))
+    It is a `jax.tree_util.Partial`. A jitted function that takes f as an argument is therefore
+    compiled once for all parameters of one configuration.
+    """
+    return jax.tree_util.Partial(_apply(config), variables)
 
-    return f
+
+@functools.cache  # Jit compares functions by identity: one object per configuration.
+def _apply(config: ModelConfig) -> Callable[[Any, Array], Array]:
+    def apply(variables: Any, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        with product_precision(config):
+            return cast(Array, backbone(config).apply(variables, x))
+
+    return apply
+
+
+def product_precision(config: ModelConfig) -> contextlib.AbstractContextManager[Any]:
+    """Returns a context in which products and convolutions are traced with `config.precision`.
+
+    "default" leaves the choice to `jax_default_matmul_precision`.
+    """
+    if config.precision == "default":
+        return contextlib.nullcontext()
+    return jax.default_matmul_precision(config.precision)
 
 
 def parameter_count(variables: Any) -> int:

@@ -12,6 +12,11 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+try:
+    from jax import enable_x64
+except ImportError:  # before jax 0.8
+    from jax.experimental import enable_x64
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook("pae_jax", "beartype.beartype")
@@ -27,7 +32,7 @@ import runs  # noqa: E402 - after the hook, because it imports pae_jax
 @pytest.fixture
 def float64():
     """Runs a test in double precision, which some oracles need."""
-    with jax.enable_x64(True):
+    with enable_x64(True):
         yield
 
 

@@ -1,10 +1,14 @@
 """Training in two processes of two devices each, compared with one process."""
 
+import fcntl
 import json
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -25,24 +29,50 @@ CHANGES = {
 }
 
 
-def start(root, workdir, count=2, **changes) -> list[subprocess.Popen]:
-    """Starts `pae train` in `count` processes of two devices each."""
+# `pae` where jax.make_mesh gives another order, as on TPUs; here devices of two processes by turns.
+PERMUTED = """
+import sys
+import jax
+import numpy as np
+from pae_jax import main
+
+def by_turns(shape, axes, types, *, devices):
+    order = [0, 2, 1, 3] if len(devices) == 4 else range(len(devices))
+    return jax.sharding.Mesh(np.asarray(devices)[order].reshape(shape), axes, axis_types=types)
+
+jax.make_mesh = by_turns
+sys.exit(main.main(sys.argv[1:]))
+"""
+PLAIN = "import sys; from pae_jax import main; sys.exit(main.main(sys.argv[1:]))"
+
+
+def start(root, workdir, *, code=PLAIN, folders=(PROJECT, PROJECT), last=(), **changes):
+    """Starts `pae train` in two processes of two devices each.
+
+    Args:
+      root: the folder of `runs.make_folder`.
+      workdir: the run's folder.
+      code: the program.
+      folders: the current folder of each process.
+      last: further words for the last process.
+      changes: keys and values of the config, with "__" for the dot of a key.
+    """
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         port = listener.getsockname()[1]
     words = runs.words(root, **{**CHANGES, **changes})
-    command = [sys.executable, "-m", "pae_jax.main", "train", *words, f"--workdir={workdir}"]
-    environment = runs.environment() | {"JAX_NUM_CPU_DEVICES": "2"}
+    command = [sys.executable, "-c", code, "train", *words, f"--workdir={workdir}"]
+    environment = runs.environment() | {"JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(PROJECT)}
     return [
         subprocess.Popen(
-            [*command, f"--distributed=localhost:{port}/{count}/{index}"],
-            cwd=PROJECT,
+            [*command, *(last if index else ()), f"--distributed=localhost:{port}/2/{index}"],
+            cwd=folder,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for index in range(count)
+        for index, folder in enumerate(folders)
     ]
 
 
@@ -85,11 +115,29 @@ def test_two_processes_train_as_one(trained, alone, tmp_path):
     assert_as_one(tmp_path, alone)
 
 
-def test_a_signal_to_one_process_stops_both_at_the_same_step(trained, tmp_path):
+@pytest.mark.parametrize(
+    ("code", "model"), [(PLAIN, 4), (PERMUTED, 1), (PERMUTED, 2)], ids=["1x4", "4x1", "2x2"]
+)
+def test_any_mesh_trains_as_one_process(trained, alone, tmp_path, code, model):
+    """The axis "model" reaches over both processes, or their devices take turns in the mesh."""
+    processes = start(trained.root, tmp_path, code=code, sharding__model_parallel=model)
+    for status, _, err in finish(processes):
+        assert status == 0, err
+        assert f"devices: 4 of 4 cpu, mesh data={4 // model}, model={model}" in err
+    assert_as_one(tmp_path, alone)
+
+
+@pytest.mark.parametrize("stride", [1, 5, 10])
+def test_a_signal_to_one_process_stops_both_at_the_same_step(trained, tmp_path, stride):
+    """Also with several steps a call; a second signal, as launchers send it, changes nothing."""
     long = {"train__steps": 5000, "train__validate_every": 5000, "train__checkpoint_every": 5000}
-    processes = start(trained.root, tmp_path, **long)
+    processes = start(trained.root, tmp_path, train__steps_per_call=stride, **long)
     while not ((tmp_path / "metrics.jsonl").exists() and train_losses(tmp_path)):
         assert processes[0].poll() is None, processes[0].stderr.read()
+    processes[1].send_signal(signal.SIGTERM)
+    processes[1].send_signal(signal.SIGTERM)
+    processes[0].send_signal(signal.SIGTERM)
+    time.sleep(0.3)
     processes[1].send_signal(signal.SIGTERM)
     results = finish(processes)
     assert [code for code, _, _ in results] == [1, 1], results
@@ -97,3 +145,54 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(trained, tmp_path):
     words, _, step = outcome.rpartition(" ")
     assert words == "stopped at step"
     assert runs.read_state(tmp_path)[0] == int(step) < 5000
+    assert int(step) % stride == 0
+
+
+def assert_refused(processes, *lines):
+    """Asserts that each process ended with its line and nothing else."""
+    results = finish(processes)
+    assert [code for code, _, _ in results] == [2, 2], results
+    for (_, _, err), line in zip(results, lines, strict=True):
+        (printed,) = err.splitlines()
+        assert re.fullmatch(f"pae train: {line}", printed), printed
+
+
+@pytest.mark.parametrize(
+    ("word", "lines"),
+    [
+        ("--config.train.stepz=3", (r"process 1 of 2: (.*train\.stepz.*)", r".*train\.stepz.*")),
+        (
+            "--config.data.root=nowhere",
+            (r"process 1 of 2: .*nowhere.*", r".*nowhere.*"),
+        ),
+        (
+            "--config.train.seed=7",
+            (r"process 1 differs from process 0: config\.train\.seed is 0 in .* and 7 in .*",) * 2,
+        ),
+    ],
+)
+def test_what_one_process_cannot_use_ends_both(trained, tmp_path, word, lines):
+    assert_refused(start(trained.root, tmp_path / "w", last=(word,)), *lines)
+    assert not list(tmp_path.glob("w/*.json"))
+
+
+def test_processes_with_other_data_refuse(trained, tmp_path):
+    """Both have the same command, and folders of equal names with one image that differs."""
+    for name in ("a", "b"):
+        for part in ("data", "textures"):
+            shutil.copytree(trained.root / part, tmp_path / name / part)
+    image = tmp_path / "b/data/train/good/000.png"
+    shutil.copy(image.with_name("001.png"), image)
+    folders = (tmp_path / "a", tmp_path / "b")
+    line = r"process 1 differs from process 0: data\.fingerprint is '\w+' in .* and '\w+' in .*"
+    assert_refused(start(Path(), tmp_path / "w", folders=folders), line, line)
+    assert not list(tmp_path.glob("w/*.json"))
+
+
+def test_a_locked_workdir_ends_both(trained, tmp_path):
+    """Only the main process locks it."""
+    tmp_path.joinpath("w").mkdir()
+    with (tmp_path / "w/.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        line = ".*: another process is training there"
+        assert_refused(start(trained.root, tmp_path / "w"), line, f"process 0 of 2: {line}")

@@ -18,7 +18,7 @@ import runs
 from data_pipelines.dataset import open_training
 from data_pipelines.errors import BadInput
 from layouts import write
-from pae_jax import config, detection, evaluate, main, predict, train_step
+from pae_jax import config, detection, evaluate, main, predict, train, train_step
 from pae_jax.config_schema import RENAMED, SCHEMA
 from pae_jax.report import table
 from pae_jax.workdir import files, trained_model
@@ -139,6 +139,48 @@ def test_a_second_evaluation_changes_nothing(evaluated):
     assert (workdir / "eval/scores.csv").read_bytes() == scores
     assert checkpoint_files(workdir) == before
     shutil.rmtree(writing.parent)
+
+
+@pytest.fixture
+def compiled():
+    """The programs that XLA compiled, or read from the cache on disk, since the test began."""
+    events = []
+
+    def listen(event: str, *_, **__) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield events
+    jax.monitoring.clear_event_listeners()
+
+
+def test_another_model_of_the_same_shape_compiles_nothing(trained, tmp_path, compiled):
+    """Neither in the same process nor, with the cache on disk, in another one."""
+    # Another seed and other weights of the objective: settings that no evaluation reads.
+    changes = {"train__seed": 1, "train__steps": 10, "objective__mask_weight": 0.3}
+    settings = runs.load_config(trained.root, eval__diagnostics=True, **changes)
+    assert train.train_and_evaluate(settings, tmp_path / "other").outcome == train.FINISHED
+    first = runs.clone(trained, tmp_path)
+    words = ["--config.eval.diagnostics=True"]
+    jax.clear_caches()
+    compiled.clear()
+    result = evaluate.evaluate(first.workdir, overrides=words)
+    assert len(compiled) > 10
+    compiled.clear()
+    other = evaluate.evaluate(tmp_path / "other")
+    assert compiled == []
+    name = "jacobian_identity"
+    assert other.metrics["diagnostics"][name] != result.metrics["diagnostics"][name]
+
+    programs = sorted(Path(jax.config.jax_compilation_cache_dir).glob("*-cache"))
+    assert programs
+    jax.clear_caches()  # as a new process
+    shutil.rmtree(tmp_path / "other/eval")
+    (tmp_path / "other/thresholds.json").unlink()
+    again = evaluate.evaluate(tmp_path / "other")
+    assert sorted(Path(jax.config.jax_compilation_cache_dir).glob("*-cache")) == programs
+    assert again.metrics["diagnostics"] == other.metrics["diagnostics"]
 
 
 def test_printed_table_shows_metrics_and_decisions(evaluated):

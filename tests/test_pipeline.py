@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.errors import BadInput
 from data_pipelines.pipeline import batches, index_batch
 
 N, M = 13, 5
@@ -63,20 +62,12 @@ def test_by_index_names_what_would_be_gathered():
         np.testing.assert_array_equal(TEXTURES[index["texture"]], batch["texture"])
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_share_the_batch(count):
-    parts = [take(8, process_index=k, process_count=count) for k in range(count)]
-    joined = [
-        {key: np.concatenate([p[key] for p in step]) for key in ("image", "texture")}
-        for step in zip(*parts, strict=True)
-    ]
-    assert parts[0][0]["image"].shape[0] == 4 // count
-    assert_same(joined, take(8))
-
-
-def test_batch_that_does_not_divide():
-    with pytest.raises(BadInput, match=r"^train\.batch_size: 4 does not divide among 3 processes"):
-        take(1, process_count=3)
+@pytest.mark.parametrize("rows", [(0, 1), (0, 3), (2,), (0, 1, 2, 3)])
+@pytest.mark.parametrize("by_index", [False, True])
+def test_a_process_reads_some_rows_of_the_batch(rows, by_index):
+    whole = take(8, by_index=by_index)
+    expected = [{key: values[list(rows)] for key, values in step.items()} for step in whole]
+    assert_same(take(8, rows=rows, by_index=by_index), expected)
 
 
 def sequence(count, batch_size, **options):

@@ -11,7 +11,7 @@ import pytest
 
 import runs
 from data_pipelines.errors import BadInput
-from pae_jax import config, main, population, train
+from pae_jax import config, main, population, train, train_step
 from pae_jax.workdir import logs
 from pae_jax.workdir.run import Recorder
 
@@ -101,6 +101,44 @@ def test_more_members_than_devices_with_different_penalty_weights(
     assert population.group_runs([settings for settings, _ in members]) == [[0, 1, 2, 3]]
     population.train_population(members)
     for (_, workdir), settings in zip(members[::3], configs[::3], strict=True):
+        assert_close(workdir, alone(settings))
+
+
+def permuted(shape, names, types=None, *, devices):
+    """Stands in for `jax.make_mesh`: the ring of a TPU v5e 2x2, another order of other counts."""
+    order = [0, 1, 3, 2] if len(devices) == 4 else list(range(len(devices)))[::-1]
+    return jax.sharding.Mesh(np.asarray(devices)[order].reshape(shape), names, axis_types=types)
+
+
+def test_members_keep_their_states_on_a_permuted_mesh(monkeypatch):
+    monkeypatch.setattr(jax, "make_mesh", permuted)
+    for count in range(1, 12):
+        program = population.Population([config.Config()] * count)
+        states = [
+            train_step.TrainState(step=np.int32(i), params={}, opt_state=(), ema=None)
+            for i in range(count)
+        ]
+        stacked = program._stack(states)
+        for i in range(count):
+            step = program.state(stacked, i).step
+            assert int(step) == i
+            assert step.devices() == {program.device_of[i]}
+        assert len(set(program.device_of)) == program.mesh.size  # none has dummies only
+
+
+@pytest.mark.parametrize("counts", [(4, 4, 4), (3, 2, 2), (5, 4, 3)])
+def test_any_number_of_members_on_a_permuted_mesh(trained, alone, tmp_path, messages, counts):
+    count, available, used = counts
+    devices = jax.local_devices()[:available]
+    configs = [member(trained.root, seed) for seed in range(count)]
+    members = [(settings, tmp_path / str(i)) for i, settings in enumerate(configs)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "local_devices", lambda: devices)
+        patch.setattr(jax, "make_mesh", permuted)
+        results = population.train_population(members)
+    assert [(r.outcome, r.step) for r in results] == [(train.FINISHED, 10)] * count
+    assert messages[1] == f"devices: {used} of 8 cpu, mesh member={used}"
+    for settings, workdir in members:
         assert_close(workdir, alone(settings))
 
 
@@ -228,9 +266,10 @@ def test_every_member_has_a_separate_log(trained, tmp_path, messages):
     _, leaves = runs.read_state(tmp_path / "0")
     # Parameters and the two moments of Adam, besides three counters of steps.
     size = (sum(leaf.size for leaf in leaves) - 3) // 3
-    assert messages[:3] == [
+    assert messages[:4] == [
         f"training: 2 runs as one program, {tmp_path / '0'} to {tmp_path / '1'}",
         "devices: 2 of 8 cpu, mesh member=2",
+        f"devices without work: 6 ({', '.join(str(device) for device in jax.devices()[2:])})",
         f"parameters: {size:,}",
     ]
     assert logs._is_kept(texts[0].splitlines()[1], 10)

@@ -14,7 +14,7 @@ import pytest
 import runs
 from data_pipelines.errors import BadInput
 from pae_jax import config, train, train_step
-from pae_jax.devices import batches, hardware, process, sharding
+from pae_jax.devices import batches, hardware, sharding
 from pae_jax.workdir import logs
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
@@ -89,13 +89,13 @@ def test_a_run_resumes_on_fewer_and_on_more_devices(trained, trained_with, tmp_p
     changes = {"sharding__data_parallel": -1, "train__batch_size": 8}
     settings = runs.load_config(trained.root, **{**LONG, **changes})
     devices, step, seen = jax.devices(), logs.RunLog.step, []
-    place = sharding.to_global
+    place = sharding.batch_to_global
 
-    def placed(arrays, where):
-        seen.append(len(where.device_set))
-        return place(arrays, where)
+    def placed(arrays, mesh, batch_size):
+        seen.append(mesh.size)
+        return place(arrays, mesh, batch_size)
 
-    monkeypatch.setattr(sharding, "to_global", placed)
+    monkeypatch.setattr(sharding, "batch_to_global", placed)
     for count, last in ((8, 10), (4, 20), (1, 30), (2, 50)):
 
         def stop(self, number, *args, last=last):
@@ -224,14 +224,6 @@ def test_utilisation_is_logged_if_the_peak_is_known(tmp_path, monkeypatch):
             log.step(step, {"loss": 1.0}, 0.1, flops=10.0)
     (line,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert line["speed/model_flop_utilisation"] == pytest.approx(0.2)
-
-
-def test_malformed_process_addresses_are_refused():
-    for word in ("host:1", "host:1/2", "host:1/two/0"):
-        with pytest.raises(BadInput, match=r"--distributed: auto or HOST:PORT/COUNT/INDEX, not"):
-            process.join_processes(word)
-    with pytest.raises(BadInput, match="--distributed: process 2 of 2"):
-        process.join_processes("host:1/2/2")
 
 
 def test_flops_do_not_depend_on_the_layout(trained):

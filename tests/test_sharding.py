@@ -1,6 +1,7 @@
 """Meshes and transforms: the step gives the same numbers on any devices."""
 
 import functools
+import types
 
 import jax
 import numpy as np
@@ -67,7 +68,7 @@ def history(transform: str, devices: int, model: int, steps: int = 1):
     metrics = []
     for first in range(0, STEPS, steps):
         batch = {name: values[first : first + steps] for name, values in data.items()}
-        placed = sharding.to_global(batch, sharding.batch_sharding(mesh))
+        placed = sharding.batch_to_global(batch, mesh, 8)
         assert len(placed["image"].sharding.device_set) == devices * model
         state, values = step(state, {}, placed, key)
         metrics.append(sharding.one_copy(values, mesh))
@@ -116,8 +117,10 @@ def test_a_step_is_never_compiled_again():
         step(np.ones(4, np.float32))
 
 
-@pytest.mark.parametrize(("batch", "count"), [(8, 8), (4, 4), (6, 2), (1, 1), (16, 8)])
-def test_the_mesh_takes_all_devices_that_divide_the_batch(batch, count):
+@pytest.mark.parametrize(
+    ("batch", "count"), [(8, 8), (4, 4), (6, 6), (1, 1), (16, 8), (7, 7), (11, 1)]
+)
+def test_the_mesh_takes_the_most_devices_that_divide_the_batch(batch, count):
     settings = config.from_config_dict({"train": {"batch_size": batch}})
     assert sharding.make_mesh(settings).size == count
 
@@ -133,3 +136,76 @@ def test_the_mesh_takes_all_devices_that_divide_the_batch(batch, count):
 def test_unavailable_devices_are_refused(devices, line):
     with pytest.raises(BadInput, match=line):
         sharding.make_mesh(make_config(data_parallel=devices))
+
+
+def hosts(*counts: int) -> list:
+    """Returns stand-ins for the devices of several processes."""
+    owners = [host for host, count in enumerate(counts) for _ in range(count)]
+    return [types.SimpleNamespace(process_index=host, id=i) for i, host in enumerate(owners)]
+
+
+@pytest.mark.parametrize(
+    ("batch", "counts", "ids"),
+    [
+        (8, (2, 2), [0, 1, 2, 3]),
+        (2, (2, 2), [0, 2]),  # not both of the first process
+        (6, (4, 4), [0, 1, 2, 4, 5, 6]),
+        (12, (2, 4), [0, 1, 2, 3]),
+    ],
+)
+def test_every_process_has_the_same_number_of_devices(batch, counts, ids, monkeypatch):
+    seen = []
+
+    def watched(shape, axes, types, *, devices):
+        seen.extend(devices)
+        return jax.sharding.Mesh(np.asarray(jax.devices()[: len(devices)]).reshape(shape), axes)
+
+    monkeypatch.setattr(jax, "make_mesh", watched)
+    settings = config.from_config_dict({"train": {"batch_size": batch}})
+    sharding.make_mesh(settings, hosts(*counts))
+    assert [device.id for device in seen] == ids
+
+
+@pytest.mark.parametrize(
+    ("batch", "section", "line"),
+    [
+        (8, {"transform": "pmap"}, "sharding.transform: pmap trains in one process, not in 2"),
+        (3, {}, "train.batch_size: 3 cannot be divided among the devices of 2 processes"),
+        (9, {"data_parallel": 3}, r"sharding.data_parallel: 3 x 1 devices .* among 2 processes"),
+    ],
+)
+def test_several_processes_refuse(batch, section, line):
+    settings = config.from_config_dict({"train": {"batch_size": batch}, "sharding": section})
+    with pytest.raises(BadInput, match=line):
+        sharding.make_mesh(settings, hosts(2, 2))
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (1, 8)])
+def test_rows_stay_in_order_on_a_permuted_mesh(shape):
+    devices = np.asarray(jax.devices())[[0, 4, 1, 5, 7, 3, 6, 2]].reshape(shape)
+    mesh = jax.sharding.Mesh(devices, (sharding.DATA, sharding.MODEL))
+    data = {"image": np.arange(48).reshape(2, 8, 3), "texture": np.arange(16).reshape(2, 8)}
+    placed = sharding.batch_to_global(data, mesh, 8)
+    assert sharding.local_rows(mesh, 8) == tuple(range(8))
+    for name, array in data.items():
+        np.testing.assert_array_equal(placed[name], array)
+        assert placed[name].sharding == sharding.batch_sharding(mesh)
+
+
+def test_a_process_holds_rows_that_are_not_adjacent():
+    rows = (1, 2, 5, 6)
+    array = np.asarray([[10, 20, 50, 60]])
+    part = sharding._part_of(array, rows)
+    assert part((slice(None), slice(5, 7))).tolist() == [[50, 60]]
+    assert part((slice(0, 1), slice(1, 3, None))).tolist() == [[10, 20]]
+    assert sharding._part_of(array, (0, 1, 2, 3))((slice(None), slice(None))).shape == (1, 4)
+
+
+def test_a_mesh_for_which_jax_knows_no_order_has_the_plain_one(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("not a torus")
+
+    monkeypatch.setattr(jax, "make_mesh", refuse)
+    mesh = sharding.ordered_mesh((3, 1), ("data", "model"), jax.devices()[:3])
+    assert list(mesh.devices.flat) == jax.devices()[:3]
+    assert sharding.idle_devices(mesh) == jax.devices()[3:]

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import patterns, textures
+from data_pipelines import decode, holdout, patterns, textures
+from data_pipelines.cache import content_key
 from data_pipelines.errors import BadInput
+from layouts import write
 
 SIZE = 16
 
@@ -67,6 +69,9 @@ def test_builtin_holds_out_whole_families(seed, cache):
 
 
 def test_builtin_is_drawn_once_and_divided_by_seed(builtin, cache, monkeypatch):
+    other = textures.open_textures("builtin", size=SIZE, cache_dir=cache, seed=1)
+    textures._open.cache_clear()
+
     def fail(*_):
         raise AssertionError("drawn again")
 
@@ -76,7 +81,6 @@ def test_builtin_is_drawn_once_and_divided_by_seed(builtin, cache, monkeypatch):
     np.testing.assert_array_equal(again.train, builtin.train)
     np.testing.assert_array_equal(again.held_out, builtin.held_out)
     assert again.fingerprint == builtin.fingerprint
-    other = textures.open_textures("builtin", size=SIZE, cache_dir=cache, seed=1)
     assert other.fingerprint != builtin.fingerprint
     assert not np.array_equal(other.held_out, builtin.held_out)
 
@@ -145,6 +149,49 @@ def test_bad_folders_are_named(tmp_path):
     broken = _tree(tmp_path / "broken")
     (broken / "notes.png").write_text("not an image")
     assert "notes.png" in error(broken)
+
+
+def _map_of(array):
+    """Returns the memory map that an array is a view of."""
+    while not isinstance(array, np.memmap):
+        array = array.base
+    return array
+
+
+def test_both_parts_are_slices_of_one_file_in_the_order_of_the_source(tmp_path):
+    root = _tree(tmp_path / "patterns", count=20)
+    source = textures._folder(str(root))
+    shown = [source.row(i, SIZE) for i in range(20)]
+    for seed in range(3):
+        opened = textures.open_textures(
+            str(root), size=SIZE, cache_dir=str(tmp_path / "c"), seed=seed, holdout_fraction=0.3
+        )
+        assert _map_of(opened.train) is _map_of(opened.held_out)
+        assert np.shares_memory(opened.train, _map_of(opened.train))
+        held_out_names = holdout.held_out(sorted(source.families), "none", fraction=0.3, seed=seed)
+        is_held_out = [name in held_out_names for name in source.families]
+        assert 0 < sum(is_held_out) < 20
+        for part, chosen in ((opened.train, False), (opened.held_out, True)):
+            expected = [row for row, held in zip(shown, is_held_out, strict=True) if held is chosen]
+            np.testing.assert_array_equal(part, expected)
+        # The fingerprint is that of the files in the source's order, as older runs recorded it.
+        content = content_key("textures", decode.VERSION, SIZE, source.digests)
+        assert opened.fingerprint == content_key(content, is_held_out)
+
+
+def test_one_process_opens_a_source_once_until_a_file_changes(tmp_path):
+    root, options = _tree(tmp_path / "patterns"), {"size": SIZE, "cache_dir": str(tmp_path / "c")}
+    first = textures.open_textures(str(root), seed=0, **options)
+    assert textures.open_textures(str(root), seed=0, **options) is first
+    assert textures.open_textures(str(root), seed=1, **options) is not first
+    write(root / "0.png", np.full((SIZE, SIZE, 3), 7, np.uint8))
+    changed = textures.open_textures(str(root), seed=0, **options)
+    assert changed.fingerprint != first.fingerprint
+    images = [*changed.train, *changed.held_out]
+    assert sum((image == 7).all() for image in images) == 1
+    (root / "0.png").write_bytes(b"no image")
+    with pytest.raises(BadInput, match=r"0\.png"):
+        textures.open_textures(str(root), seed=0, **options)
 
 
 def test_dtd_is_read_from_tfds_without_tensorflow(tmp_path):

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -199,15 +200,16 @@ def test_the_start_is_reported(trained, tmp_path, messages):
         _, leaves = runs.read_state(tmp_path)
         # Parameters and the two moments of Adam, besides three counters of steps.
         size = (sum(leaf.size for leaf in leaves) - 3) // 3
-        assert messages[:5] == [
+        assert messages[:6] == [
             f"training: {tmp_path}",
             "devices: 1 of 8 cpu, mesh data=1, model=1",
+            f"devices without work: 7 ({', '.join(map(str, jax.devices()[1:]))})",
             f"parameters: {size:,}",
             f"images: {images}; streamed from the host",
             f"steps per call: 1; {start}",
         ]
         compiling = ["compiling the training step (a minute or so on a CPU)"]
-        assert messages[5:] == (compiling if start.startswith("starting") else [])
+        assert messages[6:] == (compiling if start.startswith("starting") else [])
 
 
 def test_update_norm_and_learning_rate_are_logged(trained):

@@ -1,6 +1,7 @@
 """pae_jax.unet: shapes, ranges, initial values, and its building blocks against references."""
 
 import dataclasses
+import re
 
 import chex
 import jax
@@ -11,8 +12,9 @@ from flax import linen as nn
 
 from data_pipelines.errors import BadInput
 from pae_jax.config import ModelConfig, from_config_dict
+from pae_jax.devices import hardware
 from pae_jax.image_ops import depth_to_space, pad_to_multiple, space_to_depth
-from pae_jax.unet import EDGE, GroupNorm, UNet, max_pool, parameter_count, upsample
+from pae_jax.unet import EDGE, GroupNorm, UNet, bind, max_pool, parameter_count, upsample
 
 TINY = ModelConfig(
     widths=(4, 8), branch_width=4, dilation_rates=(1, 2), dilated_kernel_size=3, bottleneck_layers=1
@@ -113,6 +115,62 @@ def test_bfloat16_computes_low_and_returns_float32():
     assert y.dtype == jnp.float32
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
     np.testing.assert_allclose(y, exact, atol=0.03)
+
+
+def test_the_last_layer_is_not_rounded_to_bfloat16():
+    net, variables, x = build(dataclasses.replace(TINY, dtype="bfloat16", output="logit"))
+    logit = np.asarray(net.apply(variables, x))
+    rounded = np.float32(jnp.asarray(logit, jnp.bfloat16))
+    assert np.mean(logit[logit != 0] == rounded[logit != 0]) < 0.01
+    # The parameters and their names do not depend on the type.
+    chex.assert_trees_all_equal(variables, build(TINY)[1])
+
+
+def test_f_is_one_function_for_all_parameters():
+    traced = []
+
+    @jax.jit
+    def measure(f, x):
+        traced.append(None)
+        return f(x).sum()
+
+    _, variables, x = build(TINY)
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, variables)
+    values = [measure(bind(TINY, params), x) for params in (variables, doubled)]
+    assert len(traced) == 1
+    assert values[0] != values[1]
+    np.testing.assert_allclose(values[1], UNet(TINY).apply(doubled, x).sum(), rtol=1e-5)
+    measure(bind(dataclasses.replace(TINY, output="residual_logit"), variables), x)
+    assert len(traced) == 2
+
+
+def product_precisions(jaxpr):
+    """Returns the precisions of all products and convolutions in the text of a program."""
+    return set(re.findall(r"\bprecision=(None|\(.*\)|\w+)", str(jaxpr)))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_every_product_has_the_precision_of_the_configuration(platform):
+    wide = dataclasses.replace(TINY, widths=(24, 24), skip="convex", remat=True)
+    _, variables, x = build(wide)
+
+    def precisions(config):
+        def loss(variables):
+            f = bind(config, variables)
+            value, tangent = jax.jvp(f, (x,), (x,))
+            return jnp.sum(value + tangent)
+
+        with hardware.building_for(platform):
+            return product_precisions(jax.make_jaxpr(jax.grad(loss))(variables))
+
+    def both(name):
+        return {f"(Precision.{name}, Precision.{name})"}
+
+    assert precisions(wide) == {"None"}
+    assert precisions(dataclasses.replace(wide, precision="high")) == both("HIGH")
+    assert precisions(dataclasses.replace(wide, precision="highest")) == both("HIGHEST")
+    with jax.default_matmul_precision("high"):
+        assert precisions(wide) == both("HIGH")  # the user's own setting stays
 
 
 def test_dilation_widens_the_receptive_field():

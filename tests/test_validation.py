@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 import runs
 from data_pipelines.dataset import open_training
 from data_pipelines.textures import open_textures
-from pae_jax import anomaly_map, unet
+from pae_jax import anomaly_map, rng, train_step, unet
 from pae_jax.workdir import trained_model, validation
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
@@ -45,6 +45,30 @@ def test_the_examples_are_fixed_and_held_out(trained):
         )
     masks = stack(first, "mask")
     assert len({mask.tobytes() for mask in masks if mask.any()}) == sum(m.any() for m in masks)
+
+
+def test_examples_are_made_at_each_access_from_images_and_textures(trained):
+    """Their bits are those of `make_examples`; nothing is kept but indices."""
+    config = runs.load_config(trained.root)
+    images, textures = held_out(trained.root)
+    batches = examples(trained.root)
+    key = jax.random.key(config.train.seed)
+    texture_key = rng.stream_key(key, "held-out textures")
+    texture_rows = np.asarray(jax.random.randint(texture_key, (8,), 0, len(textures)))
+    make = jax.jit(functools.partial(train_step.make_examples, config=config))
+    for number in range(2):
+        rows = np.arange(4 * number, 4 * number + 4)
+        batch = {"image": images[rows % len(images)], "texture": textures[texture_rows[rows]]}
+        expected = make(batch, rng.stream_key(key, "validation"), number)
+        for value, expected_value in zip(batches[number], expected, strict=True):
+            np.testing.assert_array_equal(value, expected_value)
+    assert batches[-1].mask is not batches[-1].mask
+    assert len(batches) == len(list(batches)) == len(batches[:]) == 2
+    with pytest.raises(IndexError):
+        batches[2]
+    kept = [leaf for leaf in jax.tree.leaves(vars(batches)) if isinstance(leaf, np.ndarray)]
+    owned = [array for array in kept if array is not images and array is not textures]
+    assert sum(array.nbytes for array in owned) == 2 * 4 * (8 + 4)  # two indices per example
 
 
 def test_whole_batches_of_at_least_the_number_asked_for(trained):

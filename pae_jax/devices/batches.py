@@ -4,7 +4,7 @@ Indices point into arrays that stay on the device. The examples are the same in 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -26,7 +26,7 @@ class Batches(NamedTuple):
     Attributes:
       resident: arrays to copy to the device once: uint8 images (n, h, w, c) and textures
         (m, t, t, c'); empty if they are streamed.
-      stream: an endless iterator of {"image", "texture"} with the leading axes (steps, batch),
+      stream: an endless iterator of {"image", "texture"} with the leading axes (steps, rows),
         uint8 pixels or int32 indices into `resident`.
     """
 
@@ -51,8 +51,8 @@ def steps_per_call(config: Config, *, on_device: bool, start: int = 0) -> int:
     """Returns how many steps run per compiled call.
 
     Without `train.steps_per_call` it is the largest n ≤ 10 that divides the total, the intervals
-    of validation and checkpoints, and the step from which the run resumes. A run that was stopped
-    on another machine may resume from any step.
+    of validation and checkpoints, the steps of `profile`, and the step from which the run resumes.
+    A run that was stopped on another machine may resume from any step.
 
     Several steps per call leave the host idle while the data are on an accelerator. On a CPU it is
     one step, because XLA runs convolutions more slowly inside a loop there.
@@ -67,7 +67,8 @@ def steps_per_call(config: Config, *, on_device: bool, start: int = 0) -> int:
         return train.steps_per_call
     if not on_device or hardware.platform() == "cpu":
         return 1
-    period = math.gcd(train.steps, train.validate_every, train.checkpoint_every, start)
+    intervals = (train.steps, train.validate_every, train.checkpoint_every)
+    period = math.gcd(*intervals, *config.profile, start)
     return max(n for n in range(1, MAX_STEPS_PER_CALL + 1) if period % n == 0)
 
 
@@ -79,6 +80,7 @@ def open_batches(
     start: int,
     steps: int,
     on_device: bool,
+    rows: Sequence[int] | np.ndarray | None = None,
 ) -> Batches:
     """Opens the batches of a run.
 
@@ -89,6 +91,7 @@ def open_batches(
       start: the step of the first batch.
       steps: the number of batches in an element of the stream.
       on_device: yields indices instead of pixels.
+      rows: the rows of each batch that this process needs (`sharding.local_rows`); None for all.
     """
     stream = pipeline.batches(
         images,
@@ -99,7 +102,6 @@ def open_batches(
         steps=steps,
         by_index=on_device,
         num_threads=config.data.num_threads,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=rows,
     )
     return Batches({"image": images, "texture": textures} if on_device else {}, stream)

@@ -4,14 +4,21 @@ Only light modules are imported here, because the command line calls `restart_wi
 before it imports anything else.
 """
 
+import atexit
+import contextlib
 import os
 import platform
+import socket
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipelines.errors import BadInput
+from data_pipelines.errors import BadInput, first_line
 
 TUNABLES = "GLIBC_TUNABLES"
+# How long a process waits for the others at the start, in seconds.
+JOIN_TIMEOUT = 300
 
 
 def restart_with_huge_pages() -> None:
@@ -33,11 +40,11 @@ def start(distributed: str | None = None) -> None:
     The command line calls it once. A notebook or a test decides for itself.
 
     Args:
-      distributed: "auto" on a TPU slice or under Slurm, "HOST:PORT/COUNT/INDEX" anywhere else;
-        None for a single process.
+      distributed: "auto" on a TPU slice, under Slurm or Open MPI, "HOST:PORT/COUNT/INDEX"
+        anywhere else; None for a single process.
 
     Raises:
-      BadInput: `distributed` has another form.
+      BadInput: see `join_processes`.
     """
     use_compilation_cache()
     if distributed:
@@ -78,20 +85,131 @@ def _processor() -> str:
     return content_key(platform.machine(), platform.processor(), sorted(features))[:12]
 
 
-def join_processes(distributed: str) -> None:
-    """Joins the processes that train one run together; see `start` for the argument."""
+def join_processes(distributed: str, timeout: float | None = None) -> None:
+    """Joins the processes that train one run together.
+
+    Args:
+      distributed: see `start`.
+      timeout: how long to wait for the other processes, in seconds; None for `JOIN_TIMEOUT`.
+
+    Raises:
+      BadInput: `distributed` has another form, "auto" finds nothing, the port cannot be used, or
+        another process does not come in time.
+    """
     import jax
 
+    timeout = JOIN_TIMEOUT if timeout is None else timeout
     if distributed == "auto":
-        jax.distributed.initialize()
-        return
-    try:
-        address, count_text, index_text = distributed.split("/")
-        count, index = int(count_text), int(index_text)
-    except ValueError:
+        arguments = {}
+    else:
+        try:
+            address, count_text, index_text = distributed.split("/")
+            host, _, port_text = address.rpartition(":")
+            port, count, index = int(port_text), int(count_text), int(index_text)
+        except ValueError:
+            host, port, count, index = "", 0, 0, 0
+        if not host:
+            raise BadInput(f"--distributed: auto or HOST:PORT/COUNT/INDEX, not {distributed!r}")
+        if not 0 <= index < count:
+            raise BadInput(f"--distributed: process {index} of {count}")
+        if not 1 <= port <= 65535:
+            raise BadInput(f"--distributed: port {port} is not between 1 and 65535")
+        if index == 0:
+            _check_port(port)
+        arguments = {"coordinator_address": address, "num_processes": count, "process_id": index}
+
+    # JAX ends the process with a C++ stack trace when its own time is over. So it gets more time
+    # than it is given here, in a thread that is left behind when it does not come back.
+    def join() -> None:
+        try:
+            jax.distributed.initialize(initialization_timeout=int(timeout) + 3600, **arguments)
+        except Exception as error:
+            errors.append(error)
+
+    errors: list[Exception] = []
+    thread = threading.Thread(target=join, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if thread.is_alive():
+        atexit.register(_close_stderr)
         raise BadInput(
-            f"--distributed: auto or HOST:PORT/COUNT/INDEX, not {distributed!r}"
+            f"--distributed={distributed}: after {timeout:g} s not all processes have joined; "
+            "start one for each INDEX, and let HOST:PORT be reachable from all of them"
+        )
+    for error in errors:
+        if distributed == "auto" and isinstance(error, ValueError):
+            raise BadInput(
+                "--distributed=auto: neither a TPU slice nor a job of Slurm or Open MPI was "
+                f"found; give HOST:PORT/COUNT/INDEX ({first_line(error, 200)})"
+            ) from error
+        raise BadInput(f"--distributed={distributed}: {first_line(error, 200)}") from error
+
+
+def _close_stderr() -> None:
+    """Drops what JAX's service writes while it is torn down, after the line that says why."""
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _check_port(port: int) -> None:
+    """Checks that this process can listen on a port, as the first process has to.
+
+    Raises:
+      BadInput: it cannot.
+    """
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=dual).close()
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise BadInput(
+            f"--distributed: process 0 cannot listen on port {port} ({reason}); take another one"
         ) from None
-    if not 0 <= index < count:
-        raise BadInput(f"--distributed: process {index} of {count}")
-    jax.distributed.initialize(address, count, index)
+
+
+def gather_texts(text: str) -> list[str]:
+    """Returns the texts that all processes give, in the order of the processes."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return [text]
+    encoded = np.frombuffer(text.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.asarray([len(encoded)], np.int32))[:, 0]
+    padded = np.zeros(max(1, lengths.max()), np.uint8)
+    padded[: len(encoded)] = encoded
+    rows = multihost_utils.process_allgather(padded)
+    return [row[:n].tobytes().decode() for row, n in zip(rows, lengths, strict=True)]
+
+
+@contextlib.contextmanager
+def fail_together() -> Iterator[None]:
+    """Ends all processes if one of them raises inside the context.
+
+    Without it the others would wait for that process in their next exchange. All processes have
+    to enter the same contexts, which are not nested, and exchange nothing inside them.
+
+    Yields:
+      Nothing.
+
+    Raises:
+      BadInput: another process raised an exception; the line names it.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    texts = gather_texts("" if error is None else _one_line(error))
+    if error is not None:
+        raise error
+    for i, text in enumerate(texts):
+        if text:
+            raise BadInput(f"process {i} of {len(texts)}: {text}")
+
+
+def _one_line(error: BaseException) -> str:
+    text = first_line(error, 1000)
+    return text if text and isinstance(error, BadInput) else f"{type(error).__name__}: {text}"

@@ -11,6 +11,8 @@ on the device and are read by index (batches.py). The transforms jit, shard_map 
 same numbers; `sharding.transform` selects one, and nothing else in a run depends on it.
 """
 
+import bisect
+import collections
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -30,7 +32,8 @@ Step = Callable[..., tuple[Any, Any]]
 def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     """Returns a mesh of `sharding.data_parallel` × `sharding.model_parallel` devices.
 
-    `data_parallel` = -1 takes the largest number of devices that divides the batch.
+    `data_parallel` = -1 takes the largest number of devices that divides the batch. If several
+    processes train together, each has the same number of devices in the mesh.
 
     Args:
       config: the run's configuration.
@@ -45,6 +48,12 @@ def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     model, data = config.sharding.model_parallel, config.sharding.data_parallel
     if available % model:
         raise BadInput(f"sharding.model_parallel: {model} does not divide {available} devices")
+    hosts = collections.Counter(device.process_index for device in devices)
+    if len(hosts) > 1 and config.sharding.transform == "pmap":
+        raise BadInput(
+            f"sharding.transform: pmap trains in one process, not in {len(hosts)}; "
+            "take jit or shard_map"
+        )
     if model > 1 and config.sharding.transform != "jit":
         raise BadInput(f"sharding.model_parallel: {model} needs sharding.transform=jit")
     if batch_size % parts:
@@ -54,19 +63,61 @@ def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
         )
     # Every part of an accumulated gradient is split over the devices.
     rows, largest = batch_size // parts, available // model
+
+    def divides_hosts(data: int) -> bool:
+        # A process without a device in the mesh could not take part in the step.
+        return data * model % len(hosts) == 0 and data * model // len(hosts) <= min(hosts.values())
+
     if data == -1:
-        data = max(n for n in range(1, largest + 1) if rows % n == 0 and largest % n == 0)
+        fitting = [n for n in range(1, largest + 1) if rows % n == 0 and divides_hosts(n)]
+        if not fitting:
+            raise BadInput(
+                f"train.batch_size: {rows} cannot be divided among the devices of "
+                f"{len(hosts)} processes"
+            )
+        data = fitting[-1]
     if not 1 <= data <= largest:
         raise BadInput(f"sharding.data_parallel: {data} devices asked for, {largest} available")
     if rows % data:
         raise BadInput(f"train.batch_size: {rows} is not divisible by {data} devices")
-    if data * model < available and jax.process_count() > 1:
+    if not divides_hosts(data):
         raise BadInput(
-            f"sharding.data_parallel: {data} would leave devices of a process without work"
+            f"sharding.data_parallel: {data} x {model} devices (data x model) cannot be divided "
+            f"equally among {len(hosts)} processes"
         )
+    return ordered_mesh((data, model), (DATA, MODEL), _first_of_each_host(devices, data * model))
+
+
+def ordered_mesh(shape: Sequence[int], axes: Sequence[str], devices: Sequence[Any]) -> Mesh:
+    """Returns a mesh of these devices, in the order that suits the network between them.
+
+    The order need not be that of `devices`: on a TPU v5e 2×2 it is 0, 1, 3, 2.
+    """
     # With Auto axes the compiler partitions the step; the default of jax.make_mesh is Explicit.
-    axes, axis_types = (DATA, MODEL), (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh((data, model), axes, axis_types, devices=devices[: data * model])
+    axis_types = (AxisType.Auto,) * len(axes)
+    try:
+        return jax.make_mesh(tuple(shape), tuple(axes), axis_types, devices=devices)
+    except (AssertionError, ValueError, NotImplementedError):
+        # jax.make_mesh knows no order for some parts of a TPU slice, and none for several slices.
+        return Mesh(np.asarray(devices).reshape(shape), tuple(axes), axis_types=axis_types)
+
+
+def _first_of_each_host(devices: Sequence[Any], count: int) -> list[Any]:
+    """Returns `count` devices, the same number from each process, in their order."""
+    per_host = count // len({device.process_index for device in devices})
+    taken: collections.Counter[int] = collections.Counter()
+    chosen = []
+    for device in devices:
+        taken[device.process_index] += 1
+        if taken[device.process_index] <= per_host:
+            chosen.append(device)
+    return chosen
+
+
+def idle_devices(mesh: Mesh) -> list[Any]:
+    """Returns the devices of all processes that are not in the mesh."""
+    used = set(mesh.devices.flat)
+    return [device for device in jax.devices() if device not in used]
 
 
 def replicated_sharding(mesh: Mesh) -> NamedSharding:
@@ -100,11 +151,72 @@ def state_sharding(mesh: Mesh, state: Any) -> Any:
 
 
 def to_global(arrays: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
-    """Puts this process's parts of host arrays on the devices; returns the global arrays."""
+    """Puts host arrays on the devices; every process holds them whole."""
     return {
-        name: jax.make_array_from_process_local_data(sharding, np.ascontiguousarray(array))
+        name: _make_array(array.shape, sharding, _part_of(array)) for name, array in arrays.items()
+    }
+
+
+@functools.lru_cache
+def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
+    """Returns the rows of a batch that the devices of this process hold, in ascending order.
+
+    They need not be adjacent. With the axis "model" across processes, all processes may hold the
+    same rows.
+    """
+    indices = batch_sharding(mesh).addressable_devices_indices_map((1, batch_size)).values()
+    slices = [index[1] for index in indices if index is not None]
+    return tuple(sorted({row for part in slices for row in range(batch_size)[part]}))
+
+
+def batch_to_global(
+    arrays: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int
+) -> dict[str, jax.Array]:
+    """Puts batches on the devices of the mesh.
+
+    Args:
+      arrays: arrays (steps, rows, …) with the rows `local_rows(mesh, batch_size)`.
+      mesh: the run's mesh.
+      batch_size: the size of the whole batch, over all processes.
+
+    Returns:
+      Arrays (steps, batch_size, …). Row i is example i wherever it lies, so images, textures and
+      random keys of an example stay together.
+    """
+    rows = local_rows(mesh, batch_size)
+    return {
+        name: _make_array(
+            (len(array), batch_size, *array.shape[2:]), batch_sharding(mesh), _part_of(array, rows)
+        )
         for name, array in arrays.items()
     }
+
+
+def _make_array(
+    shape: tuple[int, ...], sharding: NamedSharding, part: Callable[[Any], np.ndarray]
+) -> jax.Array:
+    # JAX counts what the function returns as implicit transfers, although they are asked for.
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.make_array_from_callback(shape, sharding, part)
+
+
+def _part_of(array: np.ndarray, rows: Sequence[int] | None = None) -> Callable[[Any], np.ndarray]:
+    """Returns a function of a device's index into the global array: its part of `array`.
+
+    Args:
+      array: the global array, or some rows of it along axis 1.
+      rows: which rows these are, in ascending order; None if it is whole.
+    """
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        if rows is not None:
+            # A device's rows are adjacent, and all of them are here.
+            first, last, _ = index[1].indices(rows[-1] + 1)
+            start = bisect.bisect_left(rows, first)
+            index = (index[0], slice(start, start + last - first), *index[2:])
+        return np.ascontiguousarray(array[index])
+
+    return part
 
 
 def one_copy(tree: Any, mesh: Mesh) -> Any:
@@ -207,8 +319,9 @@ class CompiledOnce:
         None before the first call.
     """
 
-    def __init__(self, function: Any):
+    def __init__(self, function: Any, compiler_options: Mapping[str, Any] | None = None):
         self._function = function
+        self._compiler_options = dict(compiler_options) if compiler_options else None
         self._program: Any = None
         self.flops: float | None = None
 
@@ -217,7 +330,8 @@ class CompiledOnce:
         if not hasattr(self._function, "lower"):  # a pmap, which cannot be compiled ahead
             return self._function(*args)
         if self._program is None:
-            self._program = self._function.lower(*args).compile()
+            lowered = self._function.lower(*args)
+            self._program = lowered.compile(compiler_options=self._compiler_options)
             self.flops = (self._program.cost_analysis() or {}).get("flops")
         return self._program(*args)
 
@@ -231,7 +345,13 @@ class CompiledOnce:
 
 
 def compile_step(
-    step: Step, mesh: Mesh, transform: str, state: Any, *, steps: int = 1
+    step: Step,
+    mesh: Mesh,
+    transform: str,
+    state: Any,
+    *,
+    steps: int = 1,
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> CompiledOnce:
     """Prepares the compiled call of a step on a mesh.
 
@@ -241,5 +361,7 @@ def compile_step(
       transform: a key of `TRANSFORMS`.
       state: the state or its shapes.
       steps: the number of steps per call.
+      compiler_options: options of XLA by name.
     """
-    return CompiledOnce(TRANSFORMS[transform](scan_steps(step, steps), mesh, state))
+    call = TRANSFORMS[transform](scan_steps(step, steps), mesh, state)
+    return CompiledOnce(call, compiler_options)

@@ -55,7 +55,8 @@ class Encoder(nn.Module):
 def encode(params: dict[str, Any], x: Images, config: Config) -> Float[Array, "b d"]:
     """Returns φ(x), the code of each image."""
     encoder = Encoder(config.model, config.baseline.svdd_dimensions)
-    return cast(Array, encoder.apply(params["encoder"], x))
+    with unet.product_precision(config.model):
+        return cast(Array, encoder.apply(params["encoder"], x))
 
 
 def init_svdd(config: Config, key: Key[Array, ""]) -> dict[str, Any]:

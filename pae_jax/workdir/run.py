@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +12,11 @@ import jax
 import numpy as np
 
 from data_pipelines.dataset import TrainingSplit, open_training
+from data_pipelines.errors import BadInput
 from data_pipelines.textures import Textures, open_textures
 from pae_jax import augmentation, methods
 from pae_jax.config import Config
-from pae_jax.devices import batches
+from pae_jax.devices import batches, process
 from pae_jax.workdir import logs, record, validation
 from pae_jax.workdir.checkpoint import Checkpoints
 
@@ -63,8 +65,13 @@ class Run:
         """Returns how many steps run per compiled call if the run starts after `start` steps."""
         return batches.steps_per_call(self.config, on_device=self.on_device, start=start)
 
-    def open_batches(self, start: int) -> batches.Batches:
-        """Opens the batches of the steps from `start` on."""
+    def open_batches(self, start: int, rows: Sequence[int] | None = None) -> batches.Batches:
+        """Opens the batches of the steps from `start` on.
+
+        Args:
+          start: the number of steps done.
+          rows: the rows of each batch that this process needs; None for all.
+        """
         return batches.open_batches(
             self.config,
             self.data.images,
@@ -72,6 +79,7 @@ class Run:
             start=start,
             steps=self.steps_per_call(start),
             on_device=self.on_device,
+            rows=rows,
         )
 
     @contextlib.contextmanager
@@ -161,7 +169,8 @@ class Recorder:
 def open_run(config: Config, workdir: str | Path) -> Iterator[Run]:
     """Checks a config, opens its data, and locks the workdir while the context is open.
 
-    If several processes train one run, each opens it, and the main process holds the lock.
+    If several processes train one run, each opens it, and the main process holds the lock. What
+    one of them cannot use, all refuse, and so do processes with different configs or data.
 
     Args:
       config: the run's configuration.
@@ -174,17 +183,48 @@ def open_run(config: Config, workdir: str | Path) -> Iterator[Run]:
       BadInput: the config or its data cannot be used, or the workdir holds another run.
     """
     workdir, is_main_process = Path(workdir), jax.process_index() == 0
-    augmentation.check_policy(config.data.augmentation, config.data.shape)
-    methods.check(config)
-    record.check_workdir(workdir, config)
-    data, textures = open_data(config)
+    with process.fail_together():
+        augmentation.check_policy(config.data.augmentation, config.data.shape)
+        methods.check(config)
+        record.check_workdir(workdir, config)
+        data, textures = open_data(config)
+        data_record = _data_record(data, textures)
+    _compare_processes(workdir, config, data_record)
     with contextlib.ExitStack() as stack:
-        if is_main_process:
-            data_record = _data_record(data, textures)
-            stack.enter_context(record.lock_workdir(workdir, config, data_record))
+        with process.fail_together():
+            if is_main_process:
+                stack.enter_context(record.lock_workdir(workdir, config, data_record))
         checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.train.keep_checkpoints))
         on_device = batches.is_resident(config, data.images, textures.train)
         yield Run(config, workdir, data, textures, on_device, checkpoints, is_main_process)
+
+
+def _compare_processes(workdir: Path, config: Config, data_record: Mapping[str, Any]) -> None:
+    """Checks that all processes have the same config and data and see the same checkpoints.
+
+    Raises:
+      BadInput: they do not; the same line in all of them.
+    """
+    checkpoints = sorted(path.name for path in (workdir / "checkpoints").glob("[0-9]*"))
+    values = {"config": config.to_dict(), "data": data_record, "checkpoints": checkpoints}
+    first, *others = map(json.loads, process.gather_texts(json.dumps(values)))
+    for i, other in enumerate(others, start=1):
+        for key, value, other_value in _differences(first, other):
+            raise BadInput(
+                f"process {i} differs from process 0: {key} is {value!r} in process 0 and "
+                f"{other_value!r} in process {i}; all need one command, the same data and a "
+                "shared workdir"
+            )
+
+
+def _differences(first: Any, other: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yields the dotted keys in which two nested dicts differ, with both values."""
+    if isinstance(first, dict) and isinstance(other, dict):
+        for name in sorted({*first, *other}):
+            full_key = f"{key}.{name}" if key else name
+            yield from _differences(first.get(name), other.get(name), full_key)
+    elif first != other:
+        yield key, first, other
 
 
 def open_data(config: Config) -> tuple[TrainingSplit, Textures]:

@@ -4,8 +4,9 @@ No test image is read. The corruptions use textures that training does not use.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from pae_jax import diagnostics, metrics, objective, rng
 from pae_jax.config import Config
 from pae_jax.corruption import CorruptedBatch
-from pae_jax.detection import Detection, detect_float
+from pae_jax.detection import Detection, detect_float, inference_config
 from pae_jax.diagnostics import Diagnostic, Diagnostics
 from pae_jax.masks import VISIBLE
 from pae_jax.methods import METHODS
@@ -26,33 +27,77 @@ PANEL_ROWS = 6
 Measure = Callable[[Any, Sequence[CorruptedBatch]], tuple[dict[str, float], Detection]]
 
 
+class Examples(Sequence[CorruptedBatch]):
+    """Batches of corrupted examples, which are made at each access.
+
+    Only indices are kept: the images and textures are memory-mapped, and float32 examples take
+    several times the memory of both.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        textures: np.ndarray,
+        rows: list[tuple[np.ndarray, np.ndarray]],
+        key: jax.Array,
+        config: Config,
+    ):
+        self._images, self._textures, self._rows = images, textures, rows
+        self._key, self._config = key, inference_config(config)
+
+    def __len__(self) -> int:
+        """Returns the number of batches."""
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> CorruptedBatch: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[CorruptedBatch]: ...
+    def __getitem__(self, index: int | slice) -> CorruptedBatch | list[CorruptedBatch]:
+        """Makes one batch, or a list of batches."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        number = range(len(self))[index]
+        image_rows, texture_rows = self._rows[number]
+        batch = {"image": self._images[image_rows], "texture": self._textures[texture_rows]}
+        batch, step = jax.device_put((batch, np.int32(number)))
+        return _make_examples(batch, self._key, step, config=self._config)
+
+
 def fixed_examples(
     images: np.ndarray, textures: np.ndarray, config: Config, *, at_most: int | None = None
-) -> list[CorruptedBatch]:
+) -> Examples:
     """Returns `train.validation_examples` corrupted examples, the same at every call.
 
     Args:
       images: (m, h, w, c) uint8, held out of training; used in turn.
       textures: (n, t, t, c) uint8, held out of training; drawn at random.
       config: the config of the run.
-      at_most: makes only the first batches, as many as hold this number of examples.
+      at_most: gives only the first batches, as many as hold this number of examples.
 
     Returns:
       Whole batches of the training batch's size, or one smaller batch of all examples.
     """
-    key = jax.random.key(config.train.seed)
     count = config.train.validation_examples
     size = min(config.train.batch_size, count)
     batch_count = -(-count // size)
-    draw_key, shape = rng.stream_key(key, "held-out textures"), (batch_count * size,)
-    texture_rows = np.asarray(jax.random.randint(draw_key, shape, 0, len(textures)))
-    validation_key = rng.stream_key(key, "validation")
-    batches = []
+    # Scalars are put on the device explicitly: as arguments they are no part of the program.
+    seed, texture_count = jax.device_put((np.uint32(config.train.seed), np.int32(len(textures))))
+    key, texture_rows = _draw(seed, texture_count, count=batch_count * size)
+    texture_rows = jax.device_get(texture_rows)
+    rows = []
     for number in range(min(batch_count, -(-(at_most or count) // size))):
-        rows = np.arange(number * size, (number + 1) * size)
-        batch = {"image": images[rows % len(images)], "texture": textures[texture_rows[rows]]}
-        batches.append(_make_examples(batch, validation_key, number, config=config))
-    return batches
+        examples = np.arange(number * size, (number + 1) * size)
+        rows.append((examples % len(images), texture_rows[examples]))
+    return Examples(images, textures, rows, key, config)
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _draw(seed: jax.Array, textures: jax.Array, *, count: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the key of the corruptions, and indices of textures."""
+    key = jax.random.key(seed)
+    draw_key = rng.stream_key(key, "held-out textures")
+    return rng.stream_key(key, "validation"), jax.random.randint(draw_key, (count,), 0, textures)
 
 
 _make_examples = jax.jit(make_examples, static_argnames="config")
@@ -74,42 +119,55 @@ def make_validate(
 
     def validate(params: Any) -> tuple[dict[str, float], np.ndarray]:
         values, detections = measure(params, examples)
-        return values, _panel(examples[0], detections)
+        return values, _panel(jax.device_get(examples[0]), detections)
 
     return validate
 
 
 def make_measure(config: Config) -> Measure:
-    """Returns a function of parameters and examples, compiled once for batches of one shape.
+    """Returns a function of parameters and examples.
+
+    It is compiled once for all runs of one architecture with batches of one shape.
 
     It returns the detections of the first batch and metrics of all examples: "loss" (eq. 1, or the
     loss of another method), "pixel_ap" and "pixel_auroc" of the anomaly map against M > 0.1, and
     the quantities of `diagnostics.errors` for a method with an f.
     """
-    method, key = METHODS[config.method], jax.random.key(config.train.seed)
-    plain = dataclasses.replace(config, objective=objective.without_penalties(config.objective))
-
-    @jax.jit
-    def measure_batch(params: Any, batch: CorruptedBatch) -> tuple[Diagnostics, Detection]:
-        loss, _ = method.loss(params, batch, key, plain, 0)
-        quantities = {"loss": Diagnostic(loss)}
-        if method.reconstruct is not None:
-            quantities |= diagnostics.errors(method.reconstruct(params, config), batch)
-        return quantities, detect_float(params, batch.corrupted, config)
+    plain = dataclasses.replace(
+        inference_config(config), objective=objective.without_penalties(config.objective)
+    )
+    localises = METHODS[config.method].localises
 
     def measure(
         params: Any, examples: Sequence[CorruptedBatch]
     ) -> tuple[dict[str, float], Detection]:
-        outputs = [jax.device_get(measure_batch(params, batch)) for batch in examples]
+        outputs, anomalous = [], []
+        for examples_batch in examples:
+            # To the device of the parameters: a member of a population may be on another one.
+            batch = jax.device_put(examples_batch, jax.tree.leaves(params)[0].sharding)
+            outputs.append(jax.device_get(_measure_batch(params, batch, config=plain)))
+            anomalous.append(jax.device_get(batch.mask)[..., 0] > VISIBLE)
         values = diagnostics.summarise([quantities for quantities, _ in outputs])
-        if method.localises:
+        if localises:
             maps = np.concatenate([detections.map for _, detections in outputs])
-            anomalous = np.concatenate([np.asarray(b.mask[..., 0]) for b in examples]) > VISIBLE
-            values["pixel_ap"] = metrics.average_precision(maps, anomalous)
-            values["pixel_auroc"] = metrics.auroc(maps, anomalous)
+            values["pixel_ap"] = metrics.average_precision(maps, np.concatenate(anomalous))
+            values["pixel_auroc"] = metrics.auroc(maps, np.concatenate(anomalous))
         return values, outputs[0][1]
 
     return measure
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _measure_batch(
+    params: Any, batch: CorruptedBatch, *, config: Config
+) -> tuple[Diagnostics, Detection]:
+    method = METHODS[config.method]
+    # Without noise and penalties the loss draws no random number, so that any key will do.
+    loss, _ = method.loss(params, batch, jax.random.key(0), config, 0)
+    quantities = {"loss": Diagnostic(loss)}
+    if method.reconstruct is not None:
+        quantities |= diagnostics.errors(method.reconstruct(params, config), batch)
+    return quantities, detect_float(params, batch.corrupted, config)
 
 
 def _panel(batch: CorruptedBatch, detections: Detection) -> np.ndarray:
