@@ -96,7 +96,7 @@ def place_on_edges(u: Float[Array, "2"], image: Image) -> Float[Array, "2"]:
     def invert(density: Float[Array, " n"], number: Scalar) -> Array:
         cumulative = jnp.cumsum(density)
         index = jnp.searchsorted(cumulative, number * cumulative[-1], side="right")
-        # By rounding the product may equal the total, which gives an index after the last one.
+        # The product may equal the total by rounding, which gives an index after the last one.
         return jnp.minimum(index, len(density) - 1)
 
     density = 1 + energy

@@ -64,7 +64,7 @@ def use_compilation_cache() -> None:
         return
     directory = default_cache() / "compiled" / _processor()
     jax.config.update("jax_compilation_cache_dir", str(directory))
-    # By default JAX keeps only programs that are slow to compile or large.
+    # JAX keeps by default only programs that are slow to compile or large.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

@@ -106,12 +106,12 @@ def _first_of_each_host(devices: Sequence[Any], count: int) -> list[Any]:
     """Returns `count` devices, the same number from each process, in their order."""
     per_host = count // len({device.process_index for device in devices})
     taken: collections.Counter[int] = collections.Counter()
-    chosen = []
+    selected = []
     for device in devices:
         taken[device.process_index] += 1
         if taken[device.process_index] <= per_host:
-            chosen.append(device)
-    return chosen
+            selected.append(device)
+    return selected
 
 
 def idle_devices(mesh: Mesh) -> list[Any]:

@@ -79,12 +79,17 @@ def _holds_checkpoints(workdir: Path) -> bool:
     return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
 
 
-def _first_difference(old: Any, new: Any, key: str = "") -> str | None:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in sorted({*old, *new}):
+def differences(first: Any, other: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yields the dotted keys in which two nested dicts differ, with both values."""
+    if isinstance(first, dict) and isinstance(other, dict):
+        for name in sorted({*first, *other}):
             full_key = f"{key}.{name}" if key else name
-            difference = _first_difference(old.get(name), new.get(name), full_key)
-            if difference:
-                return difference
-        return None
-    return None if old == new else f"{key} is {old!r} there and {new!r} now"
+            yield from differences(first.get(name), other.get(name), full_key)
+    elif first != other:
+        yield key, first, other
+
+
+def _first_difference(old: Any, new: Any) -> str | None:
+    for key, old_value, new_value in differences(old, new):
+        return f"{key} is {old_value!r} there and {new_value!r} now"
+    return None

@@ -209,22 +209,12 @@ def _compare_processes(workdir: Path, config: Config, data_record: Mapping[str, 
     values = {"config": config.to_dict(), "data": data_record, "checkpoints": checkpoints}
     first, *others = map(json.loads, process.gather_texts(json.dumps(values)))
     for i, other in enumerate(others, start=1):
-        for key, value, other_value in _differences(first, other):
+        for key, value, other_value in record.differences(first, other):
             raise BadInput(
                 f"process {i} differs from process 0: {key} is {value!r} in process 0 and "
                 f"{other_value!r} in process {i}; all need one command, the same data and a "
                 "shared workdir"
             )
-
-
-def _differences(first: Any, other: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yields the dotted keys in which two nested dicts differ, with both values."""
-    if isinstance(first, dict) and isinstance(other, dict):
-        for name in sorted({*first, *other}):
-            full_key = f"{key}.{name}" if key else name
-            yield from _differences(first.get(name), other.get(name), full_key)
-    elif first != other:
-        yield key, first, other
 
 
 def open_data(config: Config) -> tuple[TrainingSplit, Textures]:
