@@ -275,5 +275,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()  # for both sides, as `pae` does
+    restart_with_huge_pages(__file__)  # for both sides, as `pae` does
     main()

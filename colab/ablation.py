@@ -136,7 +136,7 @@ with (WORK / "sweep/sweep/results.csv").open() as table:
 for row in rows:
     log = (WORK / f"sweep/members/{row['variant']}-{row['seed']}/metrics.jsonl").read_text()
     last = [json.loads(line) for line in log.splitlines()][-1]
-    print(f"{row['variant']}, seed {row['seed']}: finished after {last['step']} steps")
+    print(f"{row['variant']}, seed {row['seed']}: {row['outcome']} after {last['step']} steps")
 
 # %% [markdown]
 # ## 3. What the models do
@@ -213,7 +213,7 @@ plt.show()
 # ## 4. The table and the plots
 
 # %%
-display(Markdown(results.read_text()))
+display(Markdown(results.table.read_text()))
 
 # %%
 QUANTITIES = {

@@ -35,6 +35,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     data.holdout_groups = "auto"  # images held out together: auto | none | number:GAP | blocks:N
     data.max_images = 0  # train on at most so many images, drawn by train.seed; 0: no limit
     data.augmentation = "none"  # policies joined by "+", for example flips+rotation
+    data.value_range = "auto"  # values of images of more than 8 bits that become 0:255 | LOW:HIGH
     data.cache_dir = ""  # folder of decoded images; "": $PAE_CACHE or ~/.cache/pae_jax
     data.on_device = "auto"  # keep the images in device memory: yes | no | auto (by their size)
     data.num_threads = 4  # threads that read batches

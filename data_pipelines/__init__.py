@@ -12,10 +12,14 @@
 | `procedural`   | source: drawn images, no files needed                                       |
 | `tfds_source`  | source: prepared TFDS data sets                                             |
 | `items`        | `Item`: one encoded image of a source, not yet read                         |
+| `image_files`  | which files below a folder are images; what is left out is told             |
 | `decode`       | encoded files to arrays                                                     |
+| `value_range`  | the values of more than 8 bits that become 0…255, for a whole data set      |
+| `checks`       | warnings about opened files, masks and decoded arrays                       |
 | `cache`        | decoded arrays on disk, memory-mapped                                       |
+| `cache_folder` | where the cache is, what it holds, and its bound                            |
 | `patterns`     | families of drawn textures                                                  |
 | `prepare`      | command line: writes MVTec AD and VisA as TFDS data sets                    |
 | `tfds_builder` | the TFDS builder that `mvtec_ad` and `visa` share                           |
-| `errors`       | exceptions that the command line prints as one line                         |
+| `errors`       | exceptions and warnings, each of one line                                   |
 """

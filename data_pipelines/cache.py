@@ -2,7 +2,8 @@
 
 A file's name is the hash of everything its content depends on, so a file never becomes stale.
 A file appears by one rename, so a reader sees the whole file or none. Two processes that build
-the same file at once write the same bytes.
+the same file at once write the same bytes. When a file is added, those that were not used for the
+longest time leave the cache, until it is within its bound (`cache_folder.limit`).
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import hashlib
 import io
 import os
 import uuid
+import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,15 +20,14 @@ from typing import TypeVar
 
 import numpy as np
 
+from data_pipelines import cache_folder
+from data_pipelines.cache_folder import default_cache
 from data_pipelines.errors import BadInput
+
+__all__ = ["cached", "content_key", "default_cache", "parallel"]
 
 S = TypeVar("S")
 T = TypeVar("T")
-
-
-def default_cache() -> Path:
-    """Returns $PAE_CACHE, or ~/.cache/pae_jax where it is not set."""
-    return Path(os.environ.get("PAE_CACHE") or Path.home() / ".cache" / "pae_jax")
 
 
 def content_key(*parts: object) -> str:
@@ -67,31 +68,53 @@ def cached(
     key: str,
     shapes: Sequence[tuple[int, ...]],
     build: Callable[[], tuple[tuple[int, ...], Callable[[int], np.ndarray]]],
+    *,
+    purpose: str = "",
 ) -> np.ndarray:
     """Returns the array of this key, read from `directory`, or built and written there.
 
     Args:
-      directory: the folder of the cache, created when missing; "" is `default_cache()`.
+      directory: the folder of the cache, created when missing; "" is `default_cache()`. Where it
+        cannot be written, `default_cache()` takes its place for what it does not hold yet.
       key: a result of `content_key`.
       shapes: the admissible shapes; a file of any other shape, type or length is rebuilt.
       build: called on a miss; returns the array's shape, one of `shapes`, and a function that
         computes row i. Several threads call that function.
+      purpose: one line that says what the array holds, for `pae cache`.
 
     Returns:
       uint8, memory-mapped, read-only.
 
     Raises:
-      BadInput: the directory cannot be written.
+      BadInput: the disk is full, or no folder at all can be written.
     """
-    directory = Path(directory) if directory else default_cache()
-    path = directory / f"{key}.npy"
-    array = _load(path, shapes)
+    preferred = Path(directory) if directory else cache_folder.preferred_cache()
+    # A folder that can only be read may still hold the file.
+    array = _load(preferred / f"{key}.npy", shapes) if preferred else None
+    if array is not None:
+        return array
+    folder = cache_folder.writable_cache(directory)
+    path = folder / f"{key}.npy"
+    array = _load(path, shapes) if folder != preferred else None
     if array is None:
+        bound = cache_folder.limit()
         shape, row = build()
-        _write(path, shape, parallel(row, range(shape[0]), "decoding"))
+        try:
+            _write(path, shape, parallel(row, range(shape[0]), "decoding"))
+        except OSError as error:
+            advice = "" if directory else ", or set PAE_CACHE to a folder on another disk"
+            raise BadInput(
+                f"{folder}: the cache cannot be written ({error.strerror or error}); "
+                f"make space there{advice}"
+            ) from error
         array = _load(path, shapes)
         if array is None:
             raise RuntimeError(f"{path}: written just now, yet not readable")
+        if purpose:
+            with contextlib.suppress(OSError):  # only `pae cache` reads it
+                path.with_suffix(".txt").write_text(f"{purpose}\n", errors="backslashreplace")
+        # After the file was opened, which marks it as in use.
+        cache_folder.trim(folder, bound)
     return array
 
 
@@ -108,11 +131,6 @@ def _write(path: Path, shape: tuple[int, ...], rows: Iterable[np.ndarray]) -> No
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise BadInput(
-            f"{path.parent}: the cache cannot be written ({reason}); see data.cache_dir, PAE_CACHE"
-        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -126,7 +144,21 @@ def _header(shape: tuple[int, ...]) -> bytes:
 
 
 def _load(path: Path, shapes: Sequence[tuple[int, ...]]) -> np.ndarray | None:
-    """Returns the memory-mapped array, or None where there is no valid file."""
+    """Returns the memory-mapped array, or None where there is no valid file.
+
+    The file is marked as in use for as long as the array or a view of it exists.
+    """
+    release = cache_folder.mark_used(path)
+    array = _map(path, shapes)
+    if array is None:
+        release()
+        return None
+    # Every view of the array keeps this mapping alive.
+    weakref.finalize(array.base, release)
+    return np.asarray(array)
+
+
+def _map(path: Path, shapes: Sequence[tuple[int, ...]]) -> np.memmap | None:
     try:
         size = path.stat().st_size
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -136,4 +168,4 @@ def _load(path: Path, shapes: Sequence[tuple[int, ...]]) -> np.ndarray | None:
         return None
     # The length is checked, because NumPy maps a file with trailing bytes without complaint.
     expected_size = len(_header(array.shape)) + array.size
-    return np.asarray(array) if size == expected_size else None
+    return array if size == expected_size else None

@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines import decode
+from data_pipelines import checks, decode, holdout, value_range
 from data_pipelines.cache import cached, content_key, parallel
-from data_pipelines.errors import BadInput
-from data_pipelines.folder import image_files
-from data_pipelines.holdout import held_out
-from data_pipelines.items import GOOD, Item
+from data_pipelines.checks import File
+from data_pipelines.errors import BadInput, inform, warn
+from data_pipelines.image_files import image_files
+from data_pipelines.items import GOOD, Item, read_file
 from data_pipelines.spec import DatasetSpec
+from data_pipelines.value_range import Range
 
 # A source is a module with training_items(root, category) and test_items(root, category). Its
 # optional HOLDOUT_GROUPS is the rule of `holdout` that holdout_groups="auto" stands for.
@@ -30,6 +31,10 @@ SOURCES = {
     "tfds": "data_pipelines.tfds_source",
     "procedural": "data_pipelines.procedural",
 }
+
+
+# Part of the keys of masks: increase the number whenever the rule of masks changes.
+_MASK_RULE = 2
 
 
 class TrainingSplit(NamedTuple):
@@ -43,6 +48,9 @@ class TrainingSplit(NamedTuple):
       channels: c, which is 1 when every training image of the source is grey, else 3.
       fingerprint: 32 hex digits, a hash of the names and encoded bytes of all training images
         of the source.
+      value_range: the values that became 0 and 255 in images of more than 8 bits; None if there
+        are none. Test images and new images need the same.
+      holdout_rule: the rule of `holdout` by which images were held out together.
     """
 
     images: np.ndarray
@@ -51,6 +59,8 @@ class TrainingSplit(NamedTuple):
     held_out_names: list[str]
     channels: int
     fingerprint: str
+    value_range: Range | None
+    holdout_rule: str
 
 
 class TestSplit(NamedTuple):
@@ -62,6 +72,9 @@ class TestSplit(NamedTuple):
       types: n defect types; "good" for normal images.
       labels: bool (n,), true for defective images.
       masks: bool (n, h, w), true for anomalous pixels; None when the source has none.
+      has_pixel_labels: bool (n,), false for a defective image whose mask marks no pixel of
+        `masks`. Its pixels are neither normal nor anomalous: metrics leave them out.
+      has_native_labels: the same of `native_mask`.
       native_mask: i -> bool array of the image's own size; ValueError without masks.
       native_shape: i -> (h, w) of image i before resizing.
     """
@@ -73,17 +86,10 @@ class TestSplit(NamedTuple):
     types: list[str]
     labels: np.ndarray
     masks: np.ndarray | None
+    has_pixel_labels: np.ndarray
+    has_native_labels: np.ndarray
     native_mask: Callable[[int], np.ndarray]
     native_shape: Callable[[int], tuple[int, int]]
-
-
-class _File(NamedTuple):
-    """One encoded file whose header has been read, and which is not yet decoded."""
-
-    read: Callable[[], bytes]
-    origin: str
-    digest: str
-    shape: tuple[int, int]
 
 
 def open_training(
@@ -105,19 +111,17 @@ def open_training(
     Raises:
       BadInput: one line naming the file, folder or key at fault.
     """
+    value_range.parse(spec.value_range)
     source = _source(spec)
     items = sorted(source.training_items(spec.root, spec.category), key=lambda item: item.name)
     if len(items) < 2:
         where = items[0].origin if items else spec.root or spec.source
         raise BadInput(f"{where}: {len(items)} training images, at least two needed")
-    rule = spec.holdout_groups
-    if rule == "auto":
-        rule = getattr(source, "HOLDOUT_GROUPS", "auto")
-    held_out_names = held_out(
-        [item.name for item in items], rule, fraction=holdout_fraction, seed=seed
-    )
-
-    files = _read_headers([(item.image, item.origin) for item in items])
+    item_names = [item.name for item in items]
+    rule = _holdout_rule(spec, source, item_names)
+    held_out_names = holdout.held_out(item_names, rule, fraction=holdout_fraction, seed=seed)
+    files = checks.read_headers([(item.image, item.origin) for item in items])
+    values = _training_range(spec, files)
     # The fingerprint covers the whole source, so that it depends neither on the seed nor on the
     # fraction: it tells whether a run's training images have changed.
     fingerprint = content_key(
@@ -126,7 +130,9 @@ def open_training(
     # The held-out images come last, so that both parts are slices of one memory-mapped array.
     order = sorted(range(len(items)), key=lambda i: items[i].name in held_out_names)
     names = [items[i].name for i in order]
-    pixels = _decoded_images(spec, names, [files[i] for i in order], channels=None)
+    ordered = [files[i] for i in order]
+    pixels = _decoded_images(spec, names, ordered, channels=None, values=values)
+    checks.check_levels(pixels, ordered, "training")
     n = len(items) - len(held_out_names)
     kept = range(n)
     training = pixels[:n]
@@ -143,15 +149,18 @@ def open_training(
         held_out_names=names[n:],
         channels=pixels.shape[-1],
         fingerprint=fingerprint,
+        value_range=values,
+        holdout_rule=rule,
     )
 
 
-def open_test(spec: DatasetSpec, *, channels: int) -> TestSplit:
+def open_test(spec: DatasetSpec, *, channels: int, value_range: Range | None = None) -> TestSplit:
     """Opens the test images and masks, decoded and resized once and cached.
 
     Args:
       spec: the data set.
       channels: the number of channels of the training images.
+      value_range: that of the training images.
 
     Returns:
       The test images with their labels and masks.
@@ -159,19 +168,31 @@ def open_test(spec: DatasetSpec, *, channels: int) -> TestSplit:
     Raises:
       BadInput: one line naming the file, folder or key at fault.
     """
-    items = _source(spec).test_items(spec.root, spec.category)
+    source = _source(spec)
+    items = source.test_items(spec.root, spec.category)
     if not items:
         raise BadInput(f"{spec.root or spec.source}: no test images")
     names = [item.name for item in items]
-    files = _read_headers([(item.image, item.origin) for item in items])
+    files = checks.read_headers([(item.image, item.origin) for item in items])
     masked = [i for i, item in enumerate(items) if item.mask is not None]
-    masks = _read_headers([_encoded_mask(items[i]) for i in masked])
+    masks = checks.read_headers([_encoded_mask(items[i]) for i in masked])
     mask_files = dict(zip(masked, masks, strict=True))
     for i, mask in mask_files.items():
         if mask.shape != files[i].shape:
             raise BadInput(
                 f"{mask.origin}: {_pixels(mask.shape)}, its image is {_pixels(files[i].shape)}"
             )
+    checks.check_equal_files(source, spec, files)
+    values = _test_range(files, _extrema(spec, files), spec.value_range, value_range)
+    images = _decoded_images(spec, names, files, channels=channels, values=values)
+    checks.check_levels(images, files, "test")
+    labels = np.array([item.type != GOOD for item in items])
+    decoded_masks = _decoded_masks(spec, names, mask_files) if mask_files else None
+    native, small = np.zeros_like(labels), np.zeros_like(labels)
+    if decoded_masks is not None:
+        native[masked] = checks.check_masks(masks, _mask_facts(spec, masks))
+        small = decoded_masks.any(axis=(1, 2))
+        checks.check_small_masks(files, labels & native & ~small, spec.shape)
 
     # Decoded on demand, because native masks of all images may not fit in memory.
     def native_mask(i: int) -> np.ndarray:
@@ -180,18 +201,24 @@ def open_test(spec: DatasetSpec, *, channels: int) -> TestSplit:
         return _decode_mask(mask_files.get(i), files[i].shape, None)
 
     return TestSplit(
-        images=_decoded_images(spec, names, files, channels=channels),
+        images=images,
         names=names,
         types=[item.type for item in items],
-        labels=np.array([item.type != GOOD for item in items]),
-        masks=_decoded_masks(spec, names, mask_files) if mask_files else None,
+        labels=labels,
+        masks=decoded_masks,
+        has_pixel_labels=~labels | small,
+        has_native_labels=~labels | native,
         native_mask=native_mask,
         native_shape=lambda i: files[i].shape,
     )
 
 
 def open_images(
-    directory: str, shape: tuple[int, int], channels: int
+    directory: str,
+    shape: tuple[int, int],
+    channels: int,
+    value_range: Range | None = None,
+    setting: str = "auto",
 ) -> tuple[list[str], np.ndarray]:
     """Opens all images under a folder, for prediction, without a cache.
 
@@ -199,6 +226,8 @@ def open_images(
       directory: the folder.
       shape: (h, w) to which all images are resized.
       channels: the number of channels of the training images.
+      value_range: that of the training images.
+      setting: `data.value_range` of the run.
 
     Returns:
       Names (posix paths inside the folder, sorted) and uint8 (n, h, w, channels).
@@ -207,9 +236,11 @@ def open_images(
       BadInput: the folder is missing or holds no image, or a file cannot be decoded.
     """
     paths = image_files(Path(directory))
-    files = _read_headers([(path.read_bytes, str(path)) for path in paths])
-    decode_file = partial(_decode_image, shape=shape, channels=channels)
+    files = checks.read_headers([(partial(read_file, path), str(path)) for path in paths])
+    values = _test_range(files, _extrema(None, files), setting, value_range)
+    decode_file = partial(_decode_image, shape=shape, channels=channels, values=values)
     images = np.stack(list(parallel(decode_file, files, "decoding")))
+    checks.check_levels(images, files, "new")
     return [path.relative_to(directory).as_posix() for path in paths], images
 
 
@@ -219,68 +250,175 @@ def _source(spec: DatasetSpec) -> ModuleType:
     return importlib.import_module(SOURCES[spec.source])
 
 
+def _holdout_rule(spec: DatasetSpec, source: ModuleType, names: Sequence[str]) -> str:
+    """Returns the rule of `holdout` by which images are held out together."""
+    rule = spec.holdout_groups
+    if rule == "auto":
+        rule = getattr(source, "HOLDOUT_GROUPS", "auto")
+    return holdout.resolve(names, rule)
+
+
+def _training_range(spec: DatasetSpec, files: Sequence[File]) -> Range | None:
+    """Returns the range of the training images of more than 8 bits; None if there are none."""
+    setting, extrema = value_range.parse(spec.value_range), _extrema(spec, files)
+    deep = [files[i] for i in extrema]
+    if not deep:
+        return None
+    values = setting or value_range.choose(
+        list(extrema.values()),
+        [file.kind == decode.FLOAT for file in deep],
+        [file.origin for file in deep],
+    )
+    inform(
+        f"data.value_range={spec.value_range}: values {values[0]:.10g} to {values[1]:.10g} of "
+        f"{len(deep)} training images become 0 to 255"
+    )
+    return values
+
+
+def _test_range(
+    files: Sequence[File], extrema: dict[int, Range], setting: str, trained: Range | None
+) -> Range | None:
+    """Returns the range of test or new images, and tells what it clips.
+
+    Args:
+      files: all images.
+      extrema: the extrema of those of more than 8 bits.
+      setting: `data.value_range`.
+      trained: the range of the training images.
+    """
+    if not extrema:
+        return None
+    values = trained or value_range.parse(setting)
+    if values is None:
+        deep = [files[i] for i in extrema]
+        values = value_range.choose(
+            list(extrema.values()),
+            [file.kind == decode.FLOAT for file in deep],
+            [file.origin for file in deep],
+        )
+        warn(
+            f"{deep[0].origin}: more than 8 bits, as {len(deep)} images here, unlike the training "
+            f"images; their values {values[0]:.10g} to {values[1]:.10g} become 0 to 255; "
+            "data.value_range sets it for a new run"
+        )
+    low, high = values
+    outside = [i for i, (least, most) in extrema.items() if least < low or most > high]
+    if outside:
+        least, most = extrema[outside[0]]
+        warn(
+            f"{len(outside)} images have values outside {low:.10g} to {high:.10g}, the range of "
+            f"the training images, and are clipped (first: {files[outside[0]].origin}, "
+            f"{least:.10g} to {most:.10g})"
+        )
+    return values
+
+
+def _extrema(spec: DatasetSpec | None, files: Sequence[File]) -> dict[int, Range]:
+    """Returns the extrema of the files of more than 8 bits by index; cached if `spec` is given."""
+    deep = {i: file for i, file in enumerate(files) if file.kind in (decode.INTEGER, decode.FLOAT)}
+    if not deep:
+        return {}
+    found = list(deep.values())
+
+    def row(i: int) -> np.ndarray:
+        return np.array(_value_extrema(found[i])).view(np.uint8)
+
+    if spec is None:
+        rows = np.stack(list(parallel(row, range(len(found)), "looking for the range")))
+    else:
+        key = content_key("extrema", decode.VERSION, [file.digest for file in found])
+        shape = (len(found), 16)  # two float64, because the cache holds bytes
+        rows = cached(spec.cache_dir, key, [shape], lambda: (shape, row))
+    pairs = np.ascontiguousarray(rows).view(np.float64).tolist()
+    return {i: (low, high) for i, (low, high) in zip(deep, pairs, strict=True)}
+
+
 def _draw_key(name: str, seed: int) -> bytes:
     """Returns the key by which names are sorted to draw some of them.
 
     The key of a name does not depend on the other names, nor on the machine.
     """
-    return hashlib.sha256(f"{seed}/images/{name}".encode()).digest()
-
-
-def _read_headers(encoded: Sequence[tuple[Callable[[], bytes], str]]) -> list[_File]:
-    """Reads every file and its header, because most bad files show before any is decoded."""
-
-    def read_header(pair: tuple[Callable[[], bytes], str]) -> _File:
-        read, origin = pair
-        data = decode.read_encoded(read, origin)
-        return _File(
-            read, origin, hashlib.sha256(data).hexdigest(), decode.image_shape(data, origin)
-        )
-
-    return list(parallel(read_header, encoded, "reading"))
+    # A name that is not UTF-8 is hashed by its own bytes.
+    return hashlib.sha256(f"{seed}/images/{name}".encode(errors="surrogateescape")).digest()
 
 
 def _decoded_images(
-    spec: DatasetSpec, names: Sequence[str], files: Sequence[_File], *, channels: int | None
+    spec: DatasetSpec,
+    names: Sequence[str],
+    files: Sequence[File],
+    *,
+    channels: int | None,
+    values: Range | None,
 ) -> np.ndarray:
     """Returns uint8 (n, h, w, c) from the cache; channels=None: 1 if all are grey, else 3."""
 
     def build() -> tuple[tuple[int, ...], Callable[[int], np.ndarray]]:
         c = channels or (1 if all(parallel(_grey, files, "looking for colour")) else 3)
-        return (len(files), *spec.shape, c), lambda i: _decode_image(files[i], spec.shape, c)
+        return (len(files), *spec.shape, c), lambda i: _decode_image(
+            files[i], spec.shape, c, values
+        )
 
-    digests = [file.digest for file in files]
+    # What the array depends on beside the content; nothing for images of 8 bits without alpha.
+    rules = {decode.PLAIN: (), decode.INTEGER: ("range", values), decode.FLOAT: ("range", values)}
+    digests = [
+        (file.digest, *rule) if (rule := rules.get(file.kind, ("alpha", 2))) else file.digest
+        for file in files
+    ]
     key = content_key("images", decode.VERSION, spec.shape, channels, list(names), digests)
     # With channels=None a cached array may have 1 or 3 channels: it is read without decoding any
     # file to find out which.
     shapes = [(len(files), *spec.shape, c) for c in ((channels,) if channels else (1, 3))]
-    return cached(spec.cache_dir, key, shapes, build)
+    purpose = f"images of {spec.root or spec.source}"
+    return cached(spec.cache_dir, key, shapes, build, purpose=purpose)
 
 
-def _decoded_masks(spec: DatasetSpec, names: Sequence[str], files: dict[int, _File]) -> np.ndarray:
+def _decoded_masks(spec: DatasetSpec, names: Sequence[str], files: dict[int, File]) -> np.ndarray:
     """Returns bool (n, h, w) from the cache; `files` by image index, without normal images."""
     shape = (len(names), *spec.shape)
     digests = [(i, file.digest) for i, file in files.items()]
-    key = content_key("masks", decode.VERSION, spec.shape, list(names), digests)
+    key = content_key("masks", _MASK_RULE, decode.VERSION, spec.shape, list(names), digests)
 
     def row(i: int) -> np.ndarray:
         return _decode_mask(files.get(i), spec.shape, spec.shape)
 
+    purpose = f"masks of {spec.root or spec.source}"
     # The cache holds uint8; a view as bool copies nothing.
-    return cached(spec.cache_dir, key, [shape], lambda: (shape, row)).view(np.bool_)
+    return cached(spec.cache_dir, key, [shape], lambda: (shape, row), purpose=purpose).view(
+        np.bool_
+    )
 
 
-def _grey(file: _File) -> bool:
+def _mask_facts(spec: DatasetSpec, masks: Sequence[File]) -> np.ndarray:
+    """Returns uint8 (n, 2) from the cache: the rule of `decode.read_mask`, and 1 for any pixel."""
+    key = content_key("mask facts", _MASK_RULE, decode.VERSION, [file.digest for file in masks])
+    shape = (len(masks), 2)
+
+    def row(i: int) -> np.ndarray:
+        data = decode.read_encoded(masks[i].read, masks[i].origin)
+        native = decode.read_mask(data, masks[i].origin)
+        return np.array([decode.MASK_RULES.index(native.rule), native.mask.any()], np.uint8)
+
+    return cached(spec.cache_dir, key, [shape], lambda: (shape, row))
+
+
+def _value_extrema(file: File) -> Range:
+    return decode.value_extrema(decode.read_encoded(file.read, file.origin), file.origin)
+
+
+def _grey(file: File) -> bool:
     return decode.is_grey(decode.read_encoded(file.read, file.origin), file.origin)
 
 
-def _decode_image(file: _File, shape: tuple[int, int], channels: int) -> np.ndarray:
+def _decode_image(
+    file: File, shape: tuple[int, int], channels: int, values: Range | None
+) -> np.ndarray:
     data = decode.read_encoded(file.read, file.origin)
-    return decode.decode_image(data, file.origin, shape, channels)
+    return decode.decode_image(data, file.origin, shape, channels, values)
 
 
 def _decode_mask(
-    file: _File | None, empty: tuple[int, int], shape: tuple[int, int] | None
+    file: File | None, empty: tuple[int, int], shape: tuple[int, int] | None
 ) -> np.ndarray:
     """Decodes a mask; without a file, returns one of shape `empty` that marks no pixel."""
     if file is None:

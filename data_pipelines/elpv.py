@@ -9,13 +9,14 @@ So the 588 normal cells are cut into 20 contiguous blocks, four of which are for
 normal cells for training; 118 normal and 313 defective cells for testing.
 """
 
+import functools
 import importlib.util
 from pathlib import Path
 
 import numpy as np
 
 from data_pipelines.errors import BadInput
-from data_pipelines.items import GOOD, Item
+from data_pipelines.items import GOOD, Item, read_file
 
 DEFECTIVE = "defective"
 BLOCKS = 20
@@ -87,4 +88,10 @@ def _normal_blocks(data: Path) -> list[list[Path]]:
 
 def _item(path: Path, defect_type: str) -> Item:
     name = f"{defect_type}/{path.name}"
-    return Item(name=name, image=path.read_bytes, type=defect_type, mask=None, origin=str(path))
+    return Item(
+        name=name,
+        image=functools.partial(read_file, path),
+        type=defect_type,
+        mask=None,
+        origin=str(path),
+    )

@@ -1,6 +1,11 @@
-"""The exceptions that the command line answers with one line instead of a traceback."""
+"""The exceptions that the command line answers with one line, and the lines of warnings."""
 
-from pathlib import Path
+import functools
+import logging
+import os
+
+# Below "pae_jax", because the command line gives that logger its handler.
+_logger = logging.getLogger("pae_jax.data")
 
 
 class BadInput(ValueError):
@@ -10,11 +15,14 @@ class BadInput(ValueError):
     run: it exits with 1 and keeps its traceback.
     """
 
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
 
 class CannotWrite(OSError):
     """A full or broken disk: one line that names the file or directory, and the reason."""
 
-    def __init__(self, path: Path, error: BaseException):
+    def __init__(self, path: os.PathLike[str], error: BaseException):
         reason = error.strerror if isinstance(error, OSError) else None
         super().__init__(f"{path}: cannot be written ({reason or first_line(error, 300)})")
 
@@ -22,3 +30,30 @@ class CannotWrite(OSError):
 def first_line(error: BaseException, length: int) -> str:
     """Returns at most `length` characters of the first line of an error's message."""
     return str(error).strip().partition("\n")[0][:length]
+
+
+@functools.cache
+def warn(line: str) -> None:
+    """Logs one line about the data that needs attention; an equal line only once per process."""
+    _logger.warning("%s", printable(line))
+
+
+@functools.cache
+def inform(line: str) -> None:
+    """Logs one line about the data; an equal line only once per process."""
+    _logger.info("%s", printable(line))
+
+
+def printable(text: str) -> str:
+    r"""Returns one line of text: a control character as \x0a, a byte that is not UTF-8 as \xfc."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    # Python keeps a byte of a file name that is not UTF-8 as a character from U+DC80 on.
+    if 0xDC80 <= code <= 0xDCFF:
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

@@ -4,102 +4,179 @@
     ROOT[/CATEGORY]/test/{good,DEFECT}/NAME.png       test images
     ROOT[/CATEGORY]/ground_truth/DEFECT/NAME_mask.png masks, or NAME.png
 
-Any suffix of `decode.SUFFIXES` is accepted, in lower or upper case; folders may be nested. Other
-files and hidden ones are ignored. Without a folder `ground_truth` there are no masks; with one,
-every defective image must have a mask.
+Images are found by `image_files`. Good, OK, normal and other words for it (`NORMAL_TYPES`), in
+lower or upper case, count as good. Without a folder `ground_truth` there are no masks; with one,
+every defective image must have a mask. The names of image and mask may be spelled in NFC or NFD,
+the two ways to write an accented letter. What is left out is told in one line.
 """
 
+import difflib
+import functools
 import os
+import re
+import unicodedata
 from pathlib import Path
 
-from data_pipelines.decode import SUFFIXES
-from data_pipelines.errors import BadInput
-from data_pipelines.items import GOOD, Item
+from data_pipelines.errors import BadInput, warn
+from data_pipelines.image_files import LeftOut, find_images, image_files, is_image, list_folder
+from data_pipelines.items import GOOD, Item, read_file
+
+__all__ = ["image_files", "test_items", "training_items"]
+
+# The words without case, spaces, hyphens, underscores and dots.
+_WORDS = ("ok", "okay", "normal", "pass", "passed", "healthy", "intact")
+_NO_DEFECT = ("nodefect", "nodefects", "defectfree", "nondefective")
+NORMAL_TYPES = frozenset((GOOD, *_WORDS, *_NO_DEFECT))
 
 
 def training_items(root: str, category: str) -> list[Item]:
     """Returns the images of train/good, sorted by name. Reads no other folder."""
     train = _category(root, category) / "train"
-    return [_item(path, train, GOOD, None) for path in image_files(train / GOOD)]
+    folders = _subfolders(train)
+    # A folder that is missing gives the error that names it.
+    good = [path for path in folders if _is_good(path)] or [train / GOOD]
+    advice = f"training images belong in {train / GOOD}"
+    _warn_outside(train, advice)
+    if other := [path.name for path in folders if path not in good]:
+        warn(f"{train}: folders left out: {_listed(other)}; {advice}")
+    left_out = LeftOut(train)
+    items = [
+        _item(path, train, GOOD, None) for folder in good for path in find_images(folder, left_out)
+    ]
+    left_out.warn()
+    return sorted(items, key=lambda item: item.name)
 
 
 def test_items(root: str, category: str) -> list[Item]:
     """Returns the test images, sorted by name, with their masks where the category has any."""
     base = _category(root, category)
     test, truth = base / "test", base / "ground_truth"
-    items = []
-    for folder in _subfolders(test):
-        masks = _masks(truth / folder.name) if truth.is_dir() and folder.name != GOOD else None
-        for path in image_files(folder):
-            mask = None
-            if masks is not None:
-                stem = path.relative_to(folder).with_suffix("").as_posix()
-                mask = masks.get(f"{stem}_mask") or masks.get(stem)
-                if mask is None:
-                    where = truth / folder.name
-                    raise BadInput(
-                        f"{path}: no mask, neither {stem}_mask.* nor {stem}.* in {where}"
-                    )
-            items.append(_item(path, test, folder.name, mask))
+    folders = _subfolders(test)
+    _warn_outside(test, f"test images belong in {test / GOOD} or {test}/DEFECT")
+    if not folders:
+        raise BadInput(f"{test}: no folders of images (good, DEFECT)")
+    _warn_types(test, folders)
+    left_out, left_out_masks = LeftOut(test), LeftOut(truth)
+    items, unused = [], []
+    for folder in folders:
+        masks = None
+        if truth.is_dir() and not _is_good(folder):
+            masks = _Masks(_entry(truth, folder.name), left_out_masks)
+        defect_type = GOOD if _is_good(folder) else folder.name
+        for path in find_images(folder, left_out):
+            mask = masks.take(path, folder) if masks else None
+            items.append(_item(path, test, defect_type, mask))
+        if masks:
+            unused += masks.unused()
+    left_out.warn()
+    left_out_masks.warn()
+    if truth.is_dir():
+        _warn_outside(truth, f"masks belong in {truth}/DEFECT")
+        known = {_nfc(folder.name) for folder in folders}
+        unused += [path for path in _subfolders(truth) if _nfc(path.name) not in known]
+    if unused:
+        names = [path.relative_to(truth).as_posix() for path in unused]
+        warn(f"{truth}: {len(names)} masks or folders belong to no test image: {_listed(names)}")
     return sorted(items, key=lambda item: item.name)
 
 
-def image_files(directory: Path) -> list[Path]:
-    """Returns all image files under `directory`, sorted by posix path, without hidden ones.
+class _Masks:
+    """The masks of one folder, found by the name of an image."""
 
-    Raises:
-      BadInput: the directory is missing, cannot be listed, or holds no image.
-    """
-    paths = []
-    # Without `onerror`, folders that cannot be listed would be skipped without a message.
-    for parent, folders, files in os.walk(directory, onerror=_cannot_list):
-        # An entry with an image's suffix counts as an image even if it is no regular file:
-        # reading it fails later with an error that names it.
-        images = [name for name in folders + files if _is_image(name)]
-        # Changed in place, because `os.walk` descends into the folders that remain in this list.
-        folders[:] = [name for name in folders if name[0] != "." and name not in images]
-        paths += [Path(parent, name) for name in images]
-    if not paths:
-        raise BadInput(f"{directory}: no images in this folder")
-    return sorted(paths, key=lambda path: path.relative_to(directory).as_posix())
+    def __init__(self, folder: Path, left_out: LeftOut):
+        self._folder = folder
+        files = find_images(folder, left_out)
+        self._files = {_name_without_suffix(path, folder): path for path in files}
+        self._by_nfc = {_nfc(name): path for name, path in self._files.items()}
+        self._taken: set[Path] = set()
+
+    def take(self, image: Path, folder: Path) -> Path:
+        """Returns the mask of an image below `folder`."""
+        name = _name_without_suffix(image, folder)
+        for candidate in (f"{name}_mask", name):
+            mask = self._files.get(candidate) or self._by_nfc.get(_nfc(candidate))
+            if mask:
+                self._taken.add(mask)
+                return mask
+        raise BadInput(f"{image}: no mask, neither {name}_mask.* nor {name}.* in {self._folder}")
+
+    def unused(self) -> list[Path]:
+        """Returns the masks that no image has taken."""
+        return [path for path in self._files.values() if path not in self._taken]
 
 
-def _is_image(name: str) -> bool:
-    return name[0] != "." and os.path.splitext(name)[1].lower() in SUFFIXES
+def _is_good(folder: Path) -> bool:
+    return re.sub(r"[\s_.-]", "", folder.name.casefold()) in NORMAL_TYPES
 
 
-def _cannot_list(error: OSError) -> None:
-    raise BadInput(f"{error.filename}: {error.strerror or error}") from error
+def _resembles_good(folder: Path) -> bool:
+    word = re.split(r"[\s_.-]", folder.name.casefold())[0]
+    close = difflib.get_close_matches(word, [GOOD, "normal"], n=1, cutoff=0.75)
+    # A slip of the fingers keeps the first letter; wood and abnormal are other words.
+    return word in NORMAL_TYPES or bool(close and close[0][0] == word[:1])
+
+
+def _warn_types(test: Path, folders: list[Path]) -> None:
+    """Tells which folders count as good, and which only look as if they might."""
+    good, defects = [p for p in folders if _is_good(p)], [p for p in folders if not _is_good(p)]
+    if other := [path.name for path in good if path.name != GOOD]:
+        warn(f"{test}: {_listed(other)}: counts as {GOOD}, as normal images")
+    if not good:
+        warn(
+            f"{test}: no folder {GOOD}, so that no metric of whole images is defined; types of "
+            f"defects: {_listed([path.name for path in defects])}"
+        )
+    for path in filter(_resembles_good, defects):
+        warn(f"{path}: counts as a type of defect; if it holds normal images, rename it to {GOOD}")
+
+
+def _warn_outside(folder: Path, advice: str) -> None:
+    """Tells which images lie directly in a folder of folders."""
+    if images := [path.name for path in list_folder(folder)[0] if is_image(path.name)]:
+        warn(
+            f"{folder}: {len(images)} images left out, directly in it: {_listed(images)}; {advice}"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    """Returns the first three names, and dots for the others."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _category(root: str, category: str) -> Path:
-    base = Path(root, category)
-    if not base.is_dir():
+    base = _entry(Path(root), category) if category else Path(root)
+    if not os.path.isdir(base):
         raise BadInput(f"{base}: no such folder (data.root, data.category)")
     return base
 
 
+def _entry(directory: Path, name: str) -> Path:
+    """Returns directory/name, or the entry of this name in another Unicode spelling."""
+    path = directory / name
+    # Unlike `Path.exists`, this does not raise for a name that is too long.
+    if os.path.exists(path) or not directory.is_dir():
+        return path
+    same = [entry for entry in directory.iterdir() if _nfc(entry.name) == _nfc(name)]
+    return same[0] if same else path
+
+
 def _subfolders(directory: Path) -> list[Path]:
-    try:
-        paths = [path for path in directory.iterdir() if path.is_dir() and path.name[0] != "."]
-    except OSError as error:
-        raise BadInput(f"{directory}: {error.strerror or error}") from error
-    if not paths:
-        raise BadInput(f"{directory}: no folders of images (good, DEFECT)")
-    return paths
+    return [path for path in list_folder(directory)[1] if path.name[0] != "."]
 
 
-def _masks(directory: Path) -> dict[str, Path]:
-    """Returns the mask files by their posix path without the suffix."""
-    files = image_files(directory)
-    return {path.relative_to(directory).with_suffix("").as_posix(): path for path in files}
+def _name_without_suffix(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _item(path: Path, split: Path, defect_type: str, mask: Path | None) -> Item:
     return Item(
         name=path.relative_to(split).as_posix(),
-        image=path.read_bytes,
+        image=functools.partial(read_file, path),
         type=defect_type,
-        mask=mask.read_bytes if mask else None,
+        mask=functools.partial(read_file, mask) if mask else None,
         origin=str(path),
     )

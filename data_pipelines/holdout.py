@@ -8,8 +8,9 @@ the groups:
     number:GAP   images are sorted by the first number in the file name; a new group begins
                  where the number increases by more than GAP
     blocks:N     N contiguous blocks of the sorted names
-    auto         number:150 for names such as num001810_exp3.jpg (scenes under several
-                 exposures), none for all others
+    auto         for names such as num001810_exp3.jpg (scenes under several exposures) the first
+                 of number:150 and number:0 under which no group holds more than four fifths
+                 of the images; none for all others
 """
 
 import hashlib
@@ -33,9 +34,7 @@ def groups(names: Sequence[str], rule: str) -> list[list[str]]:
     names = sorted(names)
     method, _, argument = rule.partition(":")
     if rule == "auto":
-        if all(_EXPOSURES.fullmatch(_stem(name)) for name in names):
-            return groups(names, "number:150")
-        return groups(names, "none")
+        return groups(names, resolve(names, rule))
     if rule == "none":
         return [[name] for name in names]
     if method == "number" and argument.isdecimal():
@@ -44,6 +43,18 @@ def groups(names: Sequence[str], rule: str) -> list[list[str]]:
         blocks = np.array_split(np.arange(len(names)), int(argument))
         return [[names[i] for i in block] for block in blocks if len(block)]
     raise BadInput(f"data.holdout_groups: auto, none, number:GAP or blocks:N, not {rule!r}")
+
+
+def resolve(names: Sequence[str], rule: str) -> str:
+    """Returns the rule that "auto" stands for with these names; any other rule as it is."""
+    if rule != "auto":
+        return rule
+    if all(_EXPOSURES.fullmatch(_stem(name)) for name in names):
+        for candidate in ("number:150", "number:0"):
+            # One large group would leave nothing to train on, or next to nothing.
+            if 5 * max(map(len, groups(names, candidate))) <= 4 * len(names):
+                return candidate
+    return "none"
 
 
 def held_out(names: Sequence[str], rule: str, *, fraction: float, seed: int) -> set[str]:
@@ -62,13 +73,15 @@ def held_out(names: Sequence[str], rule: str, *, fraction: float, seed: int) -> 
     if len(name_groups) < 2:
         raise BadInput(
             f"data.holdout_groups: under {rule!r} all {len(names)} training images are one group, "
-            "and none would be left to train on"
+            "and none would be left to train on; auto or none serves"
         )
 
     # Groups are ordered by a hash, because the streams of random generators change between
     # versions and a resumed run must find the same images.
     def order(group: list[str]) -> bytes:
-        return hashlib.sha256(f"{seed}/{group[0]}".encode()).digest()
+        name = f"{seed}/{group[0]}"
+        # A name that is not UTF-8 is hashed by its own bytes.
+        return hashlib.sha256(name.encode(errors="surrogateescape")).digest()
 
     drawn: set[str] = set()
     for group in sorted(name_groups, key=order)[:-1]:

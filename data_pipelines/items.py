@@ -1,6 +1,8 @@
 """The form in which every source returns its images: named, encoded, read on demand."""
 
+import stat
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 GOOD = "good"
@@ -13,7 +15,7 @@ class Item(NamedTuple):
       name: posix path inside the split, unique, for example "crack/003.png".
       image: returns the encoded file (PNG, JPEG, …) as bytes.
       type: "good" for a normal image, else the name of its defect type.
-      mask: returns the encoded mask (non-zero = anomalous); None for a normal image and in a
+      mask: returns the encoded mask (see `decode.read_mask`); None for a normal image and in a
         source without masks.
       origin: the file's path or the record's name, for error messages.
     """
@@ -23,3 +25,15 @@ class Item(NamedTuple):
     type: str
     mask: Callable[[], bytes] | None
     origin: str
+
+
+def read_file(path: Path) -> bytes:
+    """Returns the content of a regular file.
+
+    Raises:
+      OSError: it cannot be read, or is a pipe or a device, whose reading might never end.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError("neither a file nor a folder")
+    return path.read_bytes()  # a folder raises the error that says so

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from absl import logging
 
+from data_pipelines.rows import Stored
+
 # At its import, with jaxlib before 0.11, Grain warns that its worker processes cannot be profiled.
 # Here it reads with threads alone.
 logging.get_absl_logger().addFilter(lambda record: "worker profiling" not in record.getMessage())
@@ -46,8 +48,8 @@ def index_batch(
 
 
 def batches(
-    images: np.ndarray,
-    textures: np.ndarray,
+    images: Stored,
+    textures: Stored,
     *,
     seed: int,
     batch_size: int,
@@ -60,7 +62,7 @@ def batches(
     """Yields batches without end from `start_step` on, gathered ahead by threads.
 
     Args:
-      images: uint8 (n, h, w, c); may be memory-mapped.
+      images: uint8 (n, h, w, c); read only where a batch needs it.
       textures: uint8 (m, t, t, c').
       seed: the seed of the order; non-negative.
       batch_size: the size of the whole batch, over all processes.

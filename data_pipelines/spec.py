@@ -13,6 +13,8 @@ class DatasetSpec(NamedTuple):
       shape: (h, w) to which all images are resized.
       holdout_groups: the rule of `holdout` that groups the images that are held out together.
       cache_dir: the folder of decoded arrays, or "" for `cache.default_cache()`.
+      value_range: "auto", or "LOW:HIGH" of the values that become 0 and 255; it concerns images
+        of more than 8 bits (see `value_range`).
     """
 
     source: str
@@ -21,3 +23,4 @@ class DatasetSpec(NamedTuple):
     shape: tuple[int, int]
     holdout_groups: str
     cache_dir: str
+    value_range: str = "auto"

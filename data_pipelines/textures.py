@@ -23,6 +23,7 @@ from data_pipelines.cache import cached, content_key, default_cache, parallel
 from data_pipelines.errors import BadInput
 from data_pipelines.folder import image_files
 from data_pipelines.holdout import held_out
+from data_pipelines.rows import Rows
 
 # Files inside scikit-image's wheel; its other photographs would be downloaded.
 PHOTOGRAPHS = (
@@ -53,14 +54,15 @@ class Textures(NamedTuple):
     """Texture images for the corruptions of training and validation.
 
     Attributes:
-      train: uint8 (n, size, size, 3), memory-mapped, as `held_out` is.
+      train: uint8 (n, size, size, 3). Like `held_out`, these are rows of one memory-mapped file,
+        which all seeds and fractions share.
       held_out: uint8 (m, size, size, 3), for the corruptions of validation; disjoint from
         `train`. Built-in images are held out by whole families (a photograph or a pattern).
       fingerprint: 32 hex digits, a hash of the encoded images, the size and the split.
     """
 
-    train: np.ndarray
-    held_out: np.ndarray
+    train: Rows
+    held_out: Rows
     fingerprint: str
 
 
@@ -83,7 +85,7 @@ def open_textures(
 ) -> Textures:
     """Opens a texture source, decoded and resized once and cached.
 
-    Further calls with the same arguments return the same arrays, until a file has changed.
+    Further calls read no file again until one has changed, for other seeds and fractions too.
 
     Args:
       name: "builtin", "tfds:DATA_DIR" or a folder.
@@ -99,14 +101,15 @@ def open_textures(
     Raises:
       BadInput: one line naming the folder or file at fault.
     """
-    return _open(
-        name,
-        size=size,
-        cache_dir=cache_dir or str(default_cache()),
-        seed=seed,
-        holdout_fraction=holdout_fraction,
-        stamps=_file_stamps(name),
-    )
+    cache_dir = cache_dir or str(default_cache())
+    opened = _open(name, size=size, cache_dir=cache_dir, stamps=_file_stamps(name))
+    families = sorted(set(opened.families))
+    held_out_families = held_out(families, "none", fraction=holdout_fraction, seed=seed)
+    is_held_out = [family in held_out_families for family in opened.families]
+    # Each part keeps the order of the source.
+    train, rest = (np.flatnonzero(np.equal(is_held_out, part)) for part in (False, True))
+    fingerprint = content_key(opened.content, is_held_out)
+    return Textures(Rows(opened.images, train), Rows(opened.images, rest), fingerprint)
 
 
 def _file_stamps(name: str) -> tuple[tuple[str, int, int], ...]:
@@ -126,17 +129,25 @@ def _stamp(path: Path) -> tuple[str, int, int]:
     return str(path), stat.st_size, stat.st_mtime_ns
 
 
+class _Opened(NamedTuple):
+    """A source whose images are decoded.
+
+    Attributes:
+      families: see `_Source`.
+      images: uint8 (n, size, size, 3), memory-mapped, in the order of the source.
+      content: 32 hex digits, a hash of the encoded images and the size.
+    """
+
+    families: list[str]
+    images: np.ndarray
+    content: str
+
+
 @functools.lru_cache(maxsize=16)
 def _open(
-    name: str,
-    *,
-    size: int,
-    cache_dir: str,
-    seed: int,
-    holdout_fraction: float,
-    stamps: tuple[tuple[str, int, int], ...],
-) -> Textures:
-    """Opens a source as `open_textures` does; `stamps` are a part of the key only."""
+    name: str, *, size: int, cache_dir: str, stamps: tuple[tuple[str, int, int], ...]
+) -> _Opened:
+    """Opens the images of a source; `stamps` are a part of the key only."""
     del stamps
     if name == "builtin":
         source = _builtin()
@@ -144,24 +155,15 @@ def _open(
         source = _dtd(name.removeprefix("tfds:"))
     else:
         source = _folder(name)
-    families = sorted(set(source.families))
-    if len(families) < 2:
-        raise BadInput(f"{name}: {len(families)} texture image, at least two needed")
-    held_out_families = held_out(families, "none", fraction=holdout_fraction, seed=seed)
-
-    is_held_out = [family in held_out_families for family in source.families]
-    # The held-out images come last, so that both parts are slices of one memory-mapped array. Each
-    # part keeps the order of the source.
-    order = sorted(range(len(is_held_out)), key=lambda i: is_held_out[i])
-    shape = (len(order), size, size, 3)
-    digests = [source.digests[i] for i in order]
-    key = content_key("textures, held-out ones last", decode.VERSION, size, digests)
-    build = functools.partial(_build, shape, lambda i, size: source.row(order[i], size))
-    images = cached(cache_dir, key, [shape], build)
-    count = is_held_out.count(False)
-    # The fingerprint does not depend on the order in the file: runs have recorded it.
+    if (count := len(set(source.families))) < 2:
+        raise BadInput(f"{name}: {count} texture image, at least two needed")
+    # The order of the file is that of the source, not that of a split, so that there is one file
+    # for all splits.
     content = content_key("textures", decode.VERSION, size, source.digests)
-    return Textures(images[:count], images[count:], content_key(content, is_held_out))
+    shape = (len(source.families), size, size, 3)
+    build = functools.partial(_build, shape, source.row)
+    images = cached(cache_dir, content, [shape], build, purpose="textures")
+    return _Opened(source.families, images, content)
 
 
 def _build(shape: tuple[int, ...], row: Callable[[int, int], np.ndarray]):

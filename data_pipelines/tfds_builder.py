@@ -23,7 +23,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from data_pipelines.decode import decode_mask, image_shape, read_encoded
-from data_pipelines.errors import BadInput
+from data_pipelines.errors import BadInput, printable
 from data_pipelines.items import GOOD, Item
 
 LABELS = ["normal", "anomalous"]
@@ -69,6 +69,8 @@ class OneClassBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, items: list[Item]) -> Iterator[tuple[str, dict[str, Any]]]:  # type: ignore[override]
         for item in items:
+            if printable(item.name) != item.name:
+                raise BadInput(f"{item.origin}: TFDS stores names in UTF-8; rename this file")
             image = read_encoded(item.image, item.origin)
             yield (
                 item.name,

@@ -1,12 +1,13 @@
 """TFDS builder of VisA, from the extracted archive. `data_pipelines.prepare` runs it."""
 
 import csv
+import functools
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 
 from data_pipelines.errors import BadInput
-from data_pipelines.items import GOOD, Item
+from data_pipelines.items import GOOD, Item, read_file
 from data_pipelines.tfds_builder import OneClassBuilder
 
 CATEGORIES = (
@@ -72,9 +73,13 @@ def _rows(path: Path):
             if missing:
                 raise BadInput(f"{path}: no column {', '.join(sorted(missing))}")
             for row in reader:
+                if None in row.values():
+                    raise BadInput(f"{path}, line {reader.line_num}: too few columns")
                 yield reader.line_num, row
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"{path}: not a CSV file in UTF-8 ({error})") from error
 
 
 def _item(root: Path, row: dict[str, str]) -> Item:
@@ -82,8 +87,8 @@ def _item(root: Path, row: dict[str, str]) -> Item:
     defect_type = _TYPES[row["label"]]
     return Item(
         name=f"{defect_type}/{image.name}",
-        image=image.read_bytes,
+        image=functools.partial(read_file, image),
         type=defect_type,
-        mask=(root / row["mask"]).read_bytes if row["mask"] else None,
+        mask=functools.partial(read_file, root / row["mask"]) if row["mask"] else None,
         origin=str(image),
     )

@@ -139,7 +139,7 @@ def open_everything(config: Config) -> Data:
             split.held_out, textures.held_out, dataclasses.replace(config, corruption=unseen)
         ),
     }
-    test = open_test(config.data.spec, channels=split.channels)
+    test = open_test(config.data.spec, channels=split.channels, value_range=split.value_range)
     counts = {
         "training_images": len(split.images),
         "held_out_images": len(split.held_out),
@@ -181,8 +181,8 @@ def evaluate_test(model: trained_model.Model, test: TestSplit) -> dict[str, floa
         for kind in REPORTED_SCORES
     }
     if test.masks is not None:
-        maps = np.stack([detection.map for detection in detections])
-        values["pixel_ap"] = metrics.average_precision(maps, test.masks)
+        maps, known = np.stack([detection.map for detection in detections]), test.has_pixel_labels
+        values["pixel_ap"] = metrics.average_precision(maps[known], test.masks[known])
     return values
 
 

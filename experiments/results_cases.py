@@ -53,7 +53,8 @@ def find(workdir: Path) -> Cases:
     settings = evaluation["provenance"]["config"]["eval"]
     words = [f"--config.eval.{key}={value}" for key, value in settings.items()]
     model = trained_model.load(workdir, words)
-    test = open_test(model.config.data.spec, channels=model.channels)
+    spec = model.config.data.spec
+    test = open_test(spec, channels=model.channels, value_range=model.value_range)
     types = {*test.types, *evaluation["images"]}
     if evaluation["images"] != {name: test.types.count(name) for name in types}:
         raise BadInput(f"{workdir}: other test images than those that were evaluated")

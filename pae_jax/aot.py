@@ -1,206 +1,121 @@
-"""Ahead-of-time compilation for a TPU slice, without a TPU, and the cost of the programs per chip.
+"""Ahead-of-time compilation for accelerators that are not here, and the cost of each program.
 
-XLA's TPU compiler is a library, libtpu, that needs no TPU. It compiles the programs that a run
-executes on a slice: the training step with its transform, shardings and donation, and prediction
-on one chip. The arguments are shapes instead of arrays, so nothing is executed. The memory is the
+It compiles what a run executes: the training call with its transform, shardings, donation and its
+scan of several steps over resident data, validation, the diagnostics of the evaluation, and
+prediction. The arguments are shapes instead of arrays, so nothing is executed. The memory is the
 compiler's figure. The time is an estimate from the figures of the chip (devices/hardware.py).
 """
 
+import dataclasses
 import functools
-import importlib.util
-import os
-import re
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from data_pipelines import published
 from data_pipelines.errors import BadInput
-from pae_jax import detection, image_ops, train_step
+from pae_jax import detection, diagnostics, evaluate, image_ops, objective, population, train_step
 from pae_jax.config import Config
-from pae_jax.devices import hardware, hlo, sharding
+from pae_jax.corruption import CorruptedBatch
+from pae_jax.devices import costs, hardware, sharding, topology
 from pae_jax.devices.batches import MEMORY_FRACTION, steps_per_call
+from pae_jax.devices.costs import Program, Report, format_report
+from pae_jax.methods import METHODS
+from pae_jax.workdir import validation
 
-# Without these variables libtpu asks the metadata server of a cloud which machine this is, and
-# waits for the answer. The values are not used, because the caller names the topology.
-ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several processes may compile, as no device is taken
-}
-GIB, MIB = 2**30, 2**20
-
-
-class Memory(NamedTuple):
-    """The memory of a program on one chip, in bytes.
-
-    Attributes:
-      arguments: the arguments.
-      outputs: the results.
-      aliased: the part of the outputs that takes the place of donated arguments.
-      temporaries: the intermediate values.
-      code: the program itself.
-    """
-
-    arguments: int
-    outputs: int
-    aliased: int
-    temporaries: int
-    code: int
-
-    @property
-    def total(self) -> int:
-        """The memory that the chip needs while the program runs."""
-        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
-
-
-class Roofline(NamedTuple):
-    """Lower bounds of the time of a step, in seconds.
-
-    Attributes:
-      arithmetic: the time of the arithmetic at the chip's peak.
-      traffic: the time of the memory traffic at the chip's bandwidth.
-    """
-
-    arithmetic: float
-    traffic: float
-
-    @property
-    def step(self) -> float:
-        """The larger of the two bounds."""
-        return max(self.arithmetic, self.traffic)
-
-
-class Costs(NamedTuple):
-    """The cost of a step on one chip, as XLA counts it.
-
-    The body of a loop counts once, except that of the loop over parts of the batch
-    (`train.grad_accumulation_steps`).
-
-    Attributes:
-      memory: the memory while the program runs.
-      flops: the floating-point operations.
-      bytes: the size of the operands and results of all operations. It exceeds the traffic with
-        the chip's memory, because some operands and results stay in registers and caches.
-      collectives: the exchange between chips, by kind.
-    """
-
-    memory: Memory
-    flops: float
-    bytes: float
-    collectives: dict[str, hlo.Collective]
-
-
-class Report(NamedTuple):
-    """The cost of a program and the figures of the chip.
-
-    Attributes:
-      title: the program and the assumptions.
-      images: the number of images in one step, on all chips together.
-      chip: the figures of the chip.
-      costs: the cost, or None if the compiler could not place the program in the memory.
-      complaint: the compiler's message in this case.
-    """
-
-    title: str
-    images: int
-    chip: hardware.Chip
-    costs: Costs | None
-    complaint: str = ""
-
-    @property
-    def fits(self) -> bool:
-        """True if the chip's memory is large enough for the program."""
-        return self.costs is not None and self.costs.memory.total <= self.chip.memory
+__all__ = ["Program", "Report", "compile_programs", "format_report", "make_programs", "start"]
 
 
 def start() -> None:
     """Prepares this process; call it before the process touches a device."""
-    for name, value in ENVIRONMENT.items():
-        # A value that the user has set takes precedence.
-        os.environ.setdefault(name, value)
-    # Otherwise JAX would look for a TPU in this machine.
-    jax.config.update("jax_platforms", "cpu")
-    # JAX can write a program for absent devices to its cache, but cannot read it again.
-    jax.config.update("jax_enable_compilation_cache", False)
+    topology.start()
 
 
-def compile_programs(config: Config, topology: str) -> Iterator[Report]:
-    """Compiles the training step for all chips of a slice, then prediction for one of them.
+def compile_programs(configs: Sequence[Config], name: str) -> Iterator[Report]:
+    """Compiles the programs of a run, or of several runs that train as one program.
 
     The process has to call `start` first.
 
     Args:
-      config: the configuration of the run. Its data are not opened.
-      topology: the generation and shape of the slice, for example "v5e:2x2".
+      configs: the configurations of the runs; of several programs the first is compiled. Their
+        images and textures are counted if they are here, but not decoded.
+      name: the accelerators, see `topology.devices`.
 
     Yields:
-      A report for each of the two programs.
+      A report for each program: training, validation, the diagnostics of the evaluation (these
+      two only for methods that have them), and prediction.
 
     Raises:
-      BadInput: the slice does not exist, libtpu is missing, or the run cannot be divided among
-        the chips.
+      BadInput: the accelerators do not exist, their compiler is missing, or the run cannot be
+        divided among them.
     """
-    devices = slice_devices(topology)
+    devices = topology.devices(name)
     chip = hardware.chip(devices[0].device_kind)
     if chip is None:
         raise BadInput(f"--topology: no figures are known for {devices[0].device_kind}")
-    mesh = slice_mesh(config, devices, topology)
-    height, width = config.data.shape
-    where = f"{mesh.size} × {devices[0].device_kind}"
-    # The data are not opened, so it is unknown whether they would fit on the device.
-    stride = steps_per_call(config, on_device=False)
-    title = (
-        f"training: {config.train.batch_size} images of {height}×{width} a step on {where}; "
-        f"streamed, in colour, steps per call: {stride}"
+    with hardware.building_for(devices[0].platform):
+        mesh, programs = make_programs(configs, devices, name, chip)
+    for program in programs:
+        # The context is closed while the caller works with a report.
+        with hardware.building_for(devices[0].platform):
+            report = _measure(program, mesh, chip, configs[0])
+        yield report
+
+
+def _measure(program: Program, mesh: Mesh, chip: hardware.Chip, config: Config) -> Report:
+    """Compiles a program for the platform that is being built for."""
+    flops = None
+    if hardware.platform() == "gpu":
+        # XLA's compiler for GPUs counts nothing without a device, but XLA counts the operations
+        # of the same program before it is compiled.
+        alone = [jax.devices("cpu")[0]]
+        cpu = sharding.ordered_mesh([1] * len(mesh.axis_names), mesh.axis_names, alone)
+        flops = (program.lower(cpu).cost_analysis() or {}).get("flops", 0) / program.shares
+    options = hardware.compiler_options(deterministic=config.train.deterministic)
+    lowered = program.lower(mesh)
+    return Report(
+        program,
+        chip,
+        *costs.measure(lowered, repeats=program.repeats, flops=flops, options=options),
     )
-    if config.data.on_device != "no":
-        limit = chip.memory * MEMORY_FRACTION / GIB
-        at_most = f", at most {limit:.2f} GiB" if config.data.on_device == "auto" else ""
-        title += f"\n  not counted     images and textures on the device (data.on_device){at_most}"
-    costs = measure(lower_training(config, mesh), parts=config.train.grad_accumulation_steps)
-    yield Report(title, config.train.batch_size, chip, *costs)
-    title = f"prediction: {config.eval.batch_size} images of {height}×{width} on one of them"
-    costs = measure(lower_prediction(config, devices[0]))
-    yield Report(title, config.eval.batch_size, chip, *costs)
 
 
-def slice_devices(topology: str) -> list[Any]:
-    """Returns descriptions of the devices of a slice; the devices need not exist.
+def make_programs(
+    configs: Sequence[Config], devices: Sequence[Any], name: str, chip: hardware.Chip
+) -> tuple[Mesh, list[Program]]:
+    """Returns the mesh of the training and all programs of a run.
 
     Args:
-      topology: the generation and shape of the slice.
-
-    Raises:
-      BadInput: the slice does not exist, or libtpu is missing.
+      configs: see `compile_programs`.
+      devices: the devices of the slice.
+      name: the name of the slice, for messages.
+      chip: its figures.
     """
-    match = re.fullmatch(r"v\d+\w*:(\d+)x(\d+)(?:x\d+)?", topology)
-    if not match:
-        raise BadInput(f"--topology: GENERATION:SHAPE, such as v5e:2x2, not {topology!r}")
-    if importlib.util.find_spec("libtpu") is None:
-        raise BadInput("libtpu is missing: pip install -c constraints.txt -e '.[tpu]'")
-    # A host has 2×2 chips; a smaller slice is a part of a host.
-    host = (*(min(int(side), 2) for side in match.groups()), 1)
-    try:
-        description = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology, chips_per_host_bounds=host
-        )
-    except jax.errors.JaxRuntimeError as error:
-        raise BadInput(f"--topology: {topology}: {_first_line(error)}") from None
-    return list(description.devices)
+    config = configs[0]
+    members = _members_of_one_program(configs, len(devices))
+    if len(members) > 1:
+        mesh, training = _population_training(members, devices, chip)
+    else:
+        mesh = slice_mesh(config, devices, name)
+        training = _training(config, mesh, chip)
+    programs = [training, _validation(config, training)]
+    if METHODS[config.method].reconstruct is not None and config.eval.diagnostics:
+        programs.append(_evaluation(config))
+    return mesh, [*programs, _prediction(config)]
 
 
-def slice_mesh(config: Config, devices: Sequence[Any], topology: str) -> jax.sharding.Mesh:
+def slice_mesh(config: Config, devices: Sequence[Any], name: str) -> Mesh:
     """Returns the run's mesh on a slice; every chip of the slice is in it.
 
     Args:
       config: the configuration of the run.
       devices: the devices of the slice.
-      topology: the name of the slice, for messages.
+      name: the name of the slice, for messages.
 
     Raises:
       BadInput: the batch or the sharding cannot be divided among the chips.
@@ -215,126 +130,273 @@ def slice_mesh(config: Config, devices: Sequence[Any], topology: str) -> jax.sha
             rows = config.train.batch_size // config.train.grad_accumulation_steps
             raise BadInput(
                 f"train.batch_size: {rows} is not divisible by {groups}, for the "
-                f"{len(devices)} chips of {topology}"
+                f"{len(devices)} chips of {name}"
             )
         raise BadInput(
-            f"sharding.data_parallel: {data_parallel} would leave chips of {topology} without "
+            f"sharding.data_parallel: {data_parallel} would leave chips of {name} without "
             f"work; -1 or {groups}"
         )
     return mesh
 
 
-def lower_training(config: Config, mesh: jax.sharding.Mesh) -> Any:
-    """Lowers the training step as `train.SingleTrainer` calls it on streamed batches.
+def _training(config: Config, mesh: Mesh, chip: hardware.Chip) -> Program:
+    """Returns the call of `train.SingleTrainer`."""
+    resident, source = _resident([config], chip)
+    stride = steps_per_call(config, on_device=bool(resident))
+    state, key = _state(config), _key()
+    batches = _batches(config, stride, resident)
 
-    Args:
-      config: the configuration of the run.
-      mesh: the mesh to compile for.
+    def lower(mesh: Mesh) -> Any:
+        # A new function in every call, because JAX keeps the trace of a function.
+        call = sharding.scan_steps(train_step.make_step(config), stride)
+        function = sharding.TRANSFORMS[config.sharding.transform](call, mesh, state)
+        return function.lower(state, resident, batches, key)
 
-    Returns:
-      The lowered program, see `jax.stages.Lowered`.
-    """
-    key = jax.eval_shape(lambda: jax.random.key(config.train.seed))
+    replicated = sharding.replicated_sharding(mesh)
+    sizes = _state_sizes(state, sharding.state_sharding(mesh, state))
+    sizes |= {f"{name}s": _size(leaf, replicated) for name, leaf in resident.items()}
+    sizes["batches"] = _size(batches, sharding.batch_sharding(mesh))
+    height, width = config.data.shape
+    title = (
+        f"training: {config.train.batch_size} images of {height}×{width} a step on "
+        f"{_chips(mesh)}, steps per call: {stride}\n  {source}"
+    )
+    return Program(
+        title,
+        lower,
+        sizes,
+        images=config.train.batch_size,
+        shares=mesh.size,
+        repeats=config.train.grad_accumulation_steps,
+    )
+
+
+def _members_of_one_program(configs: Sequence[Config], devices: int) -> Sequence[Config]:
+    """Returns the first configs that train as one program, as `pae train` groups them."""
+    limit = configs[0].population.members_per_program or devices
+    key = population.program_key(configs[0])
+    return [config for config in configs if population.program_key(config) == key][:limit]
+
+
+def _population_training(
+    configs: Sequence[Config], devices: Sequence[Any], chip: hardware.Chip
+) -> tuple[Mesh, Program]:
+    """Returns the mesh and the call of `population.Population`."""
+    config, per_device = configs[0], -(-len(configs) // len(devices))
+    used = -(-len(configs) // per_device)
+    mesh = sharding.ordered_mesh((used,), (sharding.MEMBER,), devices[:used])
+    groups = [configs[i : i + per_device] for i in range(0, len(configs), per_device)]
+    # All devices hold arrays of the same length, that of the largest.
+    resident, source = max(
+        (_resident(group, chip) for group in groups),
+        key=lambda pair: sum(leaf.shape[0] for leaf in pair[0].values()),
+    )
+    stride = steps_per_call(config, on_device=bool(resident))
+    state, key = _state(config), _key()
+    batches = _batches(config, stride, resident)
+    values = jax.tree.map(jnp.asarray, population.traced_values(config))
+
+    def lower(mesh: Mesh) -> Any:
+        placement = NamedSharding(mesh, PartitionSpec(sharding.MEMBER))
+
+        def stack(tree: Any, count: int) -> Any:
+            return jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=placement), tree
+            )
+
+        count = mesh.size * per_device
+        call = jax.jit(population.make_call(config, mesh, steps=stride), donate_argnums=0)
+        return call.lower(
+            stack(state, count),
+            stack(resident, mesh.size),
+            *(stack(tree, count) for tree in (batches, key, values)),
+        )
+
+    alone = SingleDeviceSharding(devices[0])
+    sizes = {name: per_device * size for name, size in _state_sizes(state, alone).items()}
+    sizes |= {f"{name}s": _size(leaf, alone) for name, leaf in resident.items()}
+    sizes["batches"] = per_device * _size(batches, alone)
+    mapping = population.mapping(config)
+    height, width = config.data.shape
+    title = (
+        f"training: {len(configs)} runs, {per_device} a chip ({mapping}), "
+        f"{config.train.batch_size} images of {height}×{width} each a step on {_chips(mesh)}, "
+        f"steps per call: {stride}\n  {source}"
+    )
+    repeats = config.train.grad_accumulation_steps * (per_device if mapping == "map" else 1)
+    images = len(configs) * config.train.batch_size
+    return mesh, Program(title, lower, sizes, images=images, repeats=repeats)
+
+
+def _validation(config: Config, training: Program) -> Program:
+    """Returns the measurement of one batch of validation examples, beside the training's arrays."""
+    count = min(config.train.batch_size, config.train.validation_examples)
+    settings = dataclasses.replace(
+        detection.inference_config(config),
+        objective=objective.without_penalties(config.objective),
+    )
+    examples = _examples(config, count)
+
+    def measure(params: Any, batch: CorruptedBatch) -> Any:
+        # The traced function itself, because the jitted one keeps its trace of another platform.
+        return inspect.unwrap(validation.measure_batch)(params, batch, config=settings)
+
+    params = _state(config).eval_params
+    return Program(
+        f"validation: {count} examples on one chip",
+        lambda mesh: _lower_on_one(measure, mesh, params, examples),
+        {"parameters": training.sizes["parameters"], "validation examples": _size(examples)},
+        beside={name: size for name, size in training.sizes.items() if name != "parameters"},
+    )
+
+
+def _evaluation(config: Config) -> Program:
+    """Returns the diagnostics of one batch, as `evaluate` measures them."""
+    count = min(config.train.batch_size, config.train.validation_examples)
+    found = published.count_images(config.data.spec)
+    height, width = config.data.train_shape
+    normal = jax.ShapeDtypeStruct(
+        (min(found or evaluate.TANGENT_IMAGES, evaluate.TANGENT_IMAGES), height, width, 3),
+        jnp.float32,
+    )
+    examples, params = _examples(config, count), _state(config).eval_params
+    settings = detection.inference_config(config)
+    reconstruct = METHODS[config.method].reconstruct
+    assert reconstruct is not None
+
+    def measure(params: Any, clean: Any, batch: CorruptedBatch, key: Any) -> Any:
+        f = reconstruct(params, settings)
+        tolerance, max_steps = config.eval.fixed_point_tolerance, config.eval.max_steps
+        return {
+            **diagnostics.errors(f, batch),
+            **diagnostics.geometry(f, clean, batch, key, tolerance=tolerance, max_steps=max_steps),
+        }
+
+    return Program(
+        f"evaluation: diagnostics of {count} examples on one chip",
+        lambda mesh: _lower_on_one(measure, mesh, params, normal, examples, _key()),
+        {"parameters": _size(params), "normal images": _size(normal), "examples": _size(examples)},
+    )
+
+
+def _prediction(config: Config) -> Program:
+    """Returns the program of `detection.detect_all`."""
+    count, (height, width) = config.eval.batch_size, config.data.shape
+    params, images = _state(config).eval_params, _pixels(count, height, width)
+    return Program(
+        f"prediction, and detection in the evaluation: {count} images of {height}×{width} on "
+        "one chip",
+        lambda mesh: _lower_on_one(
+            functools.partial(detection.detect, config=config), mesh, params, images
+        ),
+        {"parameters": _size(params), "images": _size(images)},
+        images=count,
+    )
+
+
+def _lower_on_one(function: Callable[..., Any], mesh: Mesh, *arguments: Any) -> Any:
+    """Lowers a function for the first device of a mesh."""
+    placement = SingleDeviceSharding(mesh.devices.flat[0])
+    return jax.jit(function, in_shardings=placement).lower(*arguments)
+
+
+def _state(config: Config) -> train_step.TrainState:
     # The shapes are enough to compile, so no parameter is drawn.
-    state = jax.eval_shape(functools.partial(train_step.init_state, config), key)
-    stride = steps_per_call(config, on_device=False)
-
-    call = sharding.scan_steps(train_step.make_step(config), stride)
-    function = sharding.TRANSFORMS[config.sharding.transform](call, mesh, state)
-    leading, side = (stride, config.train.batch_size), config.data.texture_size
-    batches = {
-        "image": _pixels(*leading, *config.data.shape),
-        "texture": _pixels(*leading, side, side),
-    }
-    # This process runs on a CPU, and would otherwise trace the forms that suit a CPU.
-    with hardware.building_for("tpu"):
-        return function.lower(state, {}, batches, key)
+    return jax.eval_shape(functools.partial(train_step.init_state, config), _key())
 
 
-def lower_prediction(config: Config, device: Any) -> Any:
-    """Lowers prediction for one device, as `detection.detect_all` calls it.
-
-    Args:
-      config: the configuration of the run.
-      device: the device to compile for.
-
-    Returns:
-      The lowered program, see `jax.stages.Lowered`.
-    """
-    placement = SingleDeviceSharding(device)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(functools.partial(train_step.init_state, config), key)
-    images = _pixels(config.eval.batch_size, *config.data.shape)
-    function = jax.jit(functools.partial(detection.detect, config=config), in_shardings=placement)
-    with hardware.building_for("tpu"):
-        return function.lower(state.eval_params, images)
+def _key() -> Any:
+    return jax.eval_shape(lambda: jax.random.key(0))
 
 
 def _pixels(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((*shape, image_ops.CHANNELS), jnp.uint8)
 
 
-def measure(lowered: Any, *, parts: int = 1) -> tuple[Costs | None, str]:
-    """Compiles a lowered program and reads its cost.
+def _batches(config: Config, stride: int, resident: dict[str, Any]) -> dict[str, Any]:
+    """Returns the batches of a call: indices into resident arrays, or pixels."""
+    leading = (stride, config.train.batch_size)
+    if resident:
+        return dict.fromkeys(resident, jax.ShapeDtypeStruct(leading, jnp.int32))
+    side = config.data.texture_size
+    return {
+        "image": _pixels(*leading, *config.data.shape),
+        "texture": _pixels(*leading, side, side),
+    }
+
+
+def _examples(config: Config, count: int) -> CorruptedBatch:
+    """Returns the shapes of corrupted images, clean images and masks."""
+
+    def shape(channels: int) -> Any:
+        return jax.ShapeDtypeStruct((count, *config.data.train_shape, channels), jnp.float32)
+
+    image = shape(image_ops.CHANNELS)
+    return CorruptedBatch(image, image, shape(1))
+
+
+def _resident(configs: Sequence[Config], chip: hardware.Chip) -> tuple[dict[str, Any], str]:
+    """Returns the arrays that a chip keeps for these runs, {} if it keeps none, and why."""
+    config = configs[0]
+    if config.data.on_device == "no":
+        return {}, "data: streamed from the host"
+    # Equal data are held once.
+    images = {(run.data.spec, run.train.seed): run.data for run in configs}
+    textures = {(run.data.textures, run.train.seed): run.data.textures for run in configs}
+    numbers = [published.count_images(data.spec) for data in images.values()]
+    # At most `max_images` of them are trained on.
+    images_count = sum(
+        min(number or 0, data.max_images or number or 0)
+        for number, data in zip(numbers, images.values(), strict=True)
+    )
+    texture_numbers = [published.count_textures(name) for name in textures.values()]
+    if None in numbers or None in texture_numbers:
+        return {}, "data: their number is not known, so they are compiled as streamed"
+    side = config.data.texture_size
+    resident = {
+        "image": _pixels(images_count, *config.data.shape),
+        "texture": _pixels(sum(n or 0 for n in texture_numbers), side, side),
+    }
+    counts = f"{images_count} images in colour, {resident['texture'].shape[0]} textures"
+    count = min(config.train.batch_size, config.train.validation_examples)
+    size = _size(resident) + _size(_examples(config, count))
+    if config.data.on_device == "auto" and size > MEMORY_FRACTION * chip.memory:
+        return {}, f"data: {counts}, too many to be kept on the chip; streamed from the host"
+    return resident, f"data: {counts}, held-out ones included; kept on the chip"
+
+
+def _state_sizes(state: train_step.TrainState, shardings: Any) -> dict[str, int]:
+    """Returns the bytes of the parts of a training state on one chip."""
+    parts = {
+        "parameters": "params",
+        "optimizer state": "opt_state",
+        "moving average": "ema",
+    }
+    is_one = not isinstance(shardings, train_step.TrainState)
+    sizes = {
+        name: _size(getattr(state, part), shardings if is_one else getattr(shardings, part))
+        for name, part in parts.items()
+    }
+    return {name: size for name, size in sizes.items() if size}
+
+
+def _size(tree: Any, shardings: Any = None) -> int:
+    """Returns the bytes of arrays on one device.
 
     Args:
-      lowered: the lowered program.
-      parts: the number of parts of its batch that it loops over.
-
-    Returns:
-      The cost and an empty string; or None and the reason why the program does not fit.
+      tree: arrays or their shapes.
+      shardings: a sharding for all or a tree of them; None for arrays on one device.
     """
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        # The compiler refuses a program that is too large. Here this is a result, not a failure.
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return None, _first_line(error)
-    sizes, work = compiled.memory_analysis(), compiled.cost_analysis()
-    memory = Memory(
-        arguments=sizes.argument_size_in_bytes,
-        outputs=sizes.output_size_in_bytes,
-        aliased=sizes.alias_size_in_bytes,
-        temporaries=sizes.temp_size_in_bytes,
-        code=sizes.generated_code_size_in_bytes,
-    )
-    # XLA counts the body of the loop over parts once.
-    flops, traffic = work["flops"] * parts, work["bytes accessed"] * parts
-    return Costs(memory, flops, traffic, hlo.collectives(compiled.as_text())), ""
+    leaves = jax.tree.leaves(tree)
+    if shardings is None:
+        shapes = [leaf.shape for leaf in leaves]
+    else:
+        placements = jax.tree.leaves(shardings)
+        placements = placements * len(leaves) if len(placements) == 1 else placements
+        shapes = [s.shard_shape(x.shape) for x, s in zip(leaves, placements, strict=True)]
+    pairs = zip(leaves, shapes, strict=True)
+    return sum(leaf.dtype.itemsize * int(np.prod(shape)) for leaf, shape in pairs)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")
-
-
-def roofline(flops: float, traffic: float, chip: hardware.Chip) -> Roofline:
-    """Returns the bounds for the FLOP and bytes of a step on one chip; omits communication."""
-    return Roofline(flops / chip.flops, traffic / chip.bandwidth)
-
-
-def format_report(report: Report) -> str:
-    """Formats a report as a few lines of text."""
-    limit, costs = f"{report.chip.memory / GIB:.2f} GiB", report.costs
-    if costs is None:
-        return f"{report.title}\n  memory a chip   of {limit}: does not fit; {report.complaint}"
-    memory, time = costs.memory, roofline(costs.flops, costs.bytes, report.chip)
-    verdict = "fits" if report.fits else "does not fit"
-    kinds = [
-        f"{kind}: {collective.count} ({collective.bytes / MIB:.1f} MiB)"
-        for kind, collective in sorted(costs.collectives.items())
-    ]
-    return "\n".join(
-        (
-            report.title,
-            f"  memory a chip   {memory.total / GIB:.2f} GiB of {limit}: {verdict}",
-            f"                  arguments {memory.arguments / MIB:.1f} MiB, outputs "
-            f"{memory.outputs / MIB:.1f} ({memory.aliased / MIB:.1f} in place of arguments), "
-            f"temporaries {memory.temporaries / MIB:.1f}, code {memory.code / MIB:.1f}",
-            f"  work a chip     {costs.flops / 1e9:.1f} GFLOP, {costs.bytes / 1e9:.2f} GB accessed",
-            f"  collectives     {', '.join(kinds) or 'none'}",
-            f"  roofline        arithmetic {time.arithmetic * 1e3:.2f} ms, memory "
-            f"{time.traffic * 1e3:.2f} ms: {time.step * 1e3:.2f} ms, "
-            f"{report.images / time.step:.0f} images/s",
-        )
-    )
+def _chips(mesh: Mesh) -> str:
+    return f"{mesh.size} × {mesh.devices.flat[0].device_kind}"

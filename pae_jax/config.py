@@ -39,16 +39,17 @@ class DataConfig:
     source: str = _field("procedural", choices=("procedural", "folder", "elpv", "tfds"))
     root: str = ""
     category: str = ""
-    height: int = _field(256, at_least=1)
-    width: int = _field(256, at_least=1)
-    crop_size: int = _field(0, at_least=0)
+    height: int = _field(256, at_least=1, at_most=2**14)
+    width: int = _field(256, at_least=1, at_most=2**14)
+    crop_size: int = _field(0, at_least=0, at_most=2**14)
     textures: str = "builtin"
-    texture_size: int = _field(256, at_least=8)
+    texture_size: int = _field(256, at_least=8, at_most=2**14)
     holdout_fraction: float = _field(0.05, above=0.0, at_most=0.5)
     holdout_groups: str = "auto"
     max_images: int = _field(0, at_least=0)
     augmentation: str = "none"
     cache_dir: str = ""
+    value_range: str = "auto"
     on_device: str = _field("auto", choices=("auto", "yes", "no"))
     num_threads: int = _field(4, at_least=1)
 
@@ -56,7 +57,13 @@ class DataConfig:
     def spec(self) -> DatasetSpec:
         """The settings that the data pipelines need."""
         return DatasetSpec(
-            self.source, self.root, self.category, self.shape, self.holdout_groups, self.cache_dir
+            self.source,
+            self.root,
+            self.category,
+            self.shape,
+            self.holdout_groups,
+            self.cache_dir,
+            self.value_range,
         )
 
     @property
@@ -415,7 +422,7 @@ def _convert(key: str, hint: Any, value: Any) -> Any:
         raise BadInput(f"{key}: a tuple of {item.__name__}, not {value!r}")
     # A bool is an int in Python, so True would become 1.0 here and pass `isinstance` below.
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 2**1000 else math.inf
     if type(value) is not hint:
         raise BadInput(f"{key}: expected {hint.__name__}, got {value!r}")
     # NaN would pass every check of a limit, because comparisons with it are false.

@@ -9,15 +9,18 @@ A config file defines `get_config(arg=None)`, which returns a ConfigDict with th
 """
 
 import ast
+import contextlib
 import copy
+import os
 import runpy
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from data_pipelines.errors import BadInput
+from data_pipelines.errors import BadInput, first_line
 from pae_jax.config import Config, check, from_config_dict
 from pae_jax.config_schema import unknown_key
 from pae_jax.configs import DIRECTORY
@@ -36,8 +39,7 @@ def load(config_file: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
       BadInput: with one line that names the file or the key.
     """
-    module, values, argument = _run(config_file)
-    return _finish(module, values, overrides, argument)
+    return _load(_Source(*locate(config_file), config_file), overrides)
 
 
 def load_members(config_file: str, overrides: Sequence[str] = ()) -> dict[str, Config]:
@@ -54,11 +56,14 @@ def load_members(config_file: str, overrides: Sequence[str] = ()) -> dict[str, C
     Raises:
       BadInput: with one line that names the file or the key.
     """
-    path, argument = locate(config_file)
-    names = _read(path).get("members", lambda arg: None)(argument or "")
+    source = _Source(*locate(config_file), config_file)
+    module = _read(source.path)
+    with _mistakes_named(source):
+        names = module.get("members", lambda arg: None)(source.argument or "")
     if names is None:
-        return {"": load(config_file, overrides)}
-    return {name: load(f"{path}:{name}", overrides) for name in names}
+        return {"": _load(source, overrides)}
+    path = source.path
+    return {name: _load(_Source(path, name, f"{path}:{name}"), overrides) for name in names}
 
 
 def load_sweep(config_file: str, overrides: Sequence[str] = ()) -> list[tuple[str, int, Config]]:
@@ -74,7 +79,8 @@ def load_sweep(config_file: str, overrides: Sequence[str] = ()) -> list[tuple[st
     Raises:
       BadInput: with one line that names the file or the key.
     """
-    module, values, argument = _run(config_file)
+    source = _Source(*locate(config_file), config_file)
+    module, values = _run(source)
     if "sweep" not in module:
         raise BadInput(f"{config_file}: defines no sweep")
     base = override(values, overrides)
@@ -83,9 +89,10 @@ def load_sweep(config_file: str, overrides: Sequence[str] = ()) -> list[tuple[st
     def add(variant: str, seed: int, changes: Mapping[str, Any]) -> None:
         # The changes become words, so that they are parsed and checked like a command line.
         words = [f"--config.{key}={value}" for key, value in changes.items()]
-        members.append((variant, seed, _finish(module, base, words, argument)))
+        members.append((variant, seed, _finish(module, base, words, source)))
 
-    module["sweep"](add, argument)
+    with _mistakes_named(source):
+        module["sweep"](add, source.argument)
     return members
 
 
@@ -117,11 +124,11 @@ def locate(config_file: str) -> tuple[Path, str | None]:
     for end in range(len(parts), 0, -1):
         name, argument = ":".join(parts[:end]), ":".join(parts[end:])
         for path in (Path(name), DIRECTORY / f"{name}.py"):
-            if path.is_file():
+            if os.path.isfile(path):  # False also for names that no file can have
                 return path, argument or None
-    raise BadInput(
-        f"{parts[0]}: no such config file, and no shipped config; `pae configs` lists them"
-    )
+    # The colons of a path are not taken for an argument's.
+    name = config_file if {"/", "\\"} & set(config_file) else parts[0]
+    raise BadInput(f"{name}: no such config file, and no shipped config; `pae configs` lists them")
 
 
 def override(values: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
@@ -160,39 +167,73 @@ def override(values: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _run(config_file: str) -> tuple[dict[str, Any], dict[str, Any], str | None]:
-    """Returns the names that a config file defines, the values of its config, its argument."""
-    path, argument = locate(config_file)
-    module = _read(path)
-    try:
-        values = module["get_config"](argument).to_dict()
-    except ValueError as error:  # config files refuse an argument by a ValueError
-        raise BadInput(f"{config_file}: {error}") from None
-    return module, values, argument
+class _Source(NamedTuple):
+    """A config file with its argument, and the words by which the user named both."""
+
+    path: Path
+    argument: str | None
+    name: str
+
+
+def _load(source: _Source, overrides: Sequence[str]) -> Config:
+    """Returns the config of a located file; see `load`."""
+    return _finish(*_run(source), overrides, source)
+
+
+def _run(source: _Source) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the names that a config file defines and the values of its config."""
+    module = _read(source.path)
+    with _mistakes_named(source):
+        return module, module["get_config"](source.argument).to_dict()
 
 
 def _read(path: Path) -> dict[str, Any]:
     """Returns the names that a config file defines."""
-    try:
-        # Executed rather than imported, because the file need not be on the import path.
-        module = runpy.run_path(str(path))
-    except (SyntaxError, ImportError, OSError, UnicodeDecodeError) as error:
-        # Other errors are mistakes inside the file, which their traceback shows.
-        raise BadInput(f"{path}: cannot be read ({error})") from None
+    with _mistakes_named(_Source(path, None, str(path))):
+        try:
+            # Executed rather than imported, because the file need not be on the import path.
+            module = runpy.run_path(str(path))
+        except (SyntaxError, ImportError, OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"{path}: cannot be read ({error})") from None
     if "get_config" not in module:
         raise BadInput(f"{path}: defines no get_config")
     return module
 
 
+@contextlib.contextmanager
+def _mistakes_named(source: _Source) -> Iterator[None]:
+    """Turns keys and values that a config file cannot set into one line with the file's line.
+
+    Other errors are mistakes inside the file, which their traceback shows.
+    """
+    try:
+        yield
+    except BadInput:
+        raise
+    except ValueError as error:  # config files refuse an argument by a ValueError
+        raise BadInput(f"{source.name}: {error}") from None
+    except (TypeError, KeyError, AttributeError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if "ml_collections" not in frames[-1].filename:
+            raise
+        lines = [frame.lineno for frame in frames if frame.filename == str(source.path)]
+        where = f"{source.name}: line {lines[-1]}: " if lines else f"{source.name}: "
+        raise BadInput(where + first_line(error, 300).strip("'\"")) from None
+
+
 def _finish(
-    module: Mapping[str, Any], values: dict[str, Any], words: Sequence[str], argument: str | None
+    module: Mapping[str, Any],
+    values: dict[str, Any],
+    words: Sequence[str],
+    source: _Source,
 ) -> Config:
     """Returns the config after the overrides and the file's `derive`."""
     values = override(values, words)
     if "derive" in module:
         # Checked first, because `derive` computes with the values that the user gave.
         config = ConfigDict(check(values))
-        module["derive"](config, argument)
+        with _mistakes_named(source):
+            module["derive"](config, source.argument)
         values = config.to_dict()
     return from_config_dict(values)
 

@@ -81,8 +81,12 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
 
     The key "schema" is left out.
     """
+    schema = config.get("schema", 1) if isinstance(config, Mapping) else None
+    if not isinstance(schema, int):
+        raise BadInput(f"schema: a number, not {schema!r}; the file is damaged")
     values = copy.deepcopy(dict(config))
-    if values.pop("schema", 1) >= SCHEMA:
+    values.pop("schema", None)
+    if schema >= SCHEMA:
         return values
     for old, new in RENAMED.items():
         section, name = old.split(".")

@@ -9,6 +9,7 @@ W/eval/maps/          with save_maps: CATEGORY/test/TYPE/NAME.tiff, float32 at n
 import functools
 import io
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,9 +27,10 @@ from pae_jax.config_schema import SCHEMA
 from pae_jax.detection import REPORTED_SCORES
 from pae_jax.methods import METHODS
 from pae_jax.metrics import bootstrap
-from pae_jax.report import html, pictures
+from pae_jax.report import html, pictures, statements
 from pae_jax.report.table import is_defined, metric_names
 from pae_jax.workdir import files, provenance, run, trained_model, validation
+from pae_jax.workdir.paths import AnyPath, to_workdir
 
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1_max", "pixel_aupimo")
 
@@ -48,7 +50,7 @@ class Evaluation(NamedTuple):
     """
 
     metrics: dict[str, Any]
-    report: Path
+    report: AnyPath
 
 
 class _Detections(NamedTuple):
@@ -60,25 +62,25 @@ class _Detections(NamedTuple):
 
 
 def evaluate(
-    workdir: str | Path, *, overrides: Sequence[str] = (), save_maps: bool = False
+    workdir: str | os.PathLike[str], *, overrides: Sequence[str] = (), save_maps: bool = False
 ) -> Evaluation:
     """Evaluates the newest checkpoint of a workdir on the test split.
 
     Args:
-      workdir: the folder of a training run.
+      workdir: the folder of a training run, local or gs://.
       overrides: words --config.eval.KEY=VALUE.
       save_maps: also writes the maps as TIFF, as MVTec's own evaluation script reads them.
 
     Raises:
       BadInput: one line that names the file, folder or key.
     """
-    workdir = Path(workdir)
+    workdir = to_workdir(workdir)
     model = trained_model.load(workdir, overrides)
     settings, out = model.config.eval, workdir / "eval"
     files.check_writable(out)
     split = functools.cache(functools.partial(trained_model.open_split, workdir, model.config))
     thresholds = trained_model.thresholds(workdir, model, split)
-    test = open_test(model.config.data.spec, channels=model.channels)
+    test = open_test(model.config.data.spec, channels=model.channels, value_range=model.value_range)
     # The paths are checked before the work, not after it.
     map_paths = _map_paths(out / "maps" / _category(model), test.names) if save_maps else []
     detections = _detect(model, test)
@@ -96,6 +98,10 @@ def evaluate(
         "evaluated_at": {
             "size": "native" if settings.native_size else "network",
             "network_shape": list(model.config.data.shape),
+            # Defective images whose mask is empty at this size.
+            "images_without_pixel_labels": int(
+                (~_has_labels(test, settings.native_size)).sum() if test.masks is not None else 0
+            ),
         },
         "diagnostics": _diagnose(model, split()) if settings.diagnostics else {},
         "images": {name: test.types.count(name) for name in (GOOD, *_defect_types(test))},
@@ -160,19 +166,29 @@ def _defect_types(test: TestSplit) -> list[str]:
 def _map_mask_pairs(
     test: TestSplit, maps: Sequence[np.ndarray], *, native_size: bool
 ) -> Pairs | None:
-    """Returns a function from image numbers to their maps and masks; None without masks."""
+    """Returns a function from image numbers to their maps and masks; None without masks.
+
+    The function passes over defective images whose masks are empty: their pixels have no labels.
+    """
     masks = test.masks
     if masks is None:
         return None
+    has_labels = _has_labels(test, native_size)
 
     def pairs(rows: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for i in rows:
+            if not has_labels[i]:
+                continue
             if native_size:
                 yield resize_map(maps[i], test.native_shape(i)), test.native_mask(i)
             else:
                 yield maps[i], masks[i]
 
     return pairs
+
+
+def _has_labels(test: TestSplit, native_size: bool) -> np.ndarray:
+    return test.has_native_labels if native_size else test.has_pixel_labels
 
 
 def resize_map(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -212,7 +228,7 @@ def _pixel_metrics(
         return dict.fromkeys(PIXEL_METRICS, math.nan), {}
     limit = settings.aupro_limit
     pixels = metrics.pixel_metrics(pairs(rows), limit=limit)
-    maps, masks = zip(*pairs(rows), strict=True)
+    maps, masks = zip(*pairs(rows), strict=True) if any(True for _ in pairs(rows)) else ((), ())
     values = (
         pixels.auroc,
         pixels.average_precision,
@@ -292,10 +308,10 @@ def _category(model: trained_model.Model) -> str:
     return data.category.rpartition("/")[2] or Path(data.root).name or data.source
 
 
-def _map_paths(directory: Path, names: Sequence[str]) -> list[Path]:
+def _map_paths(directory: AnyPath, names: Sequence[str]) -> list[AnyPath]:
     """Returns where the official script looks for the maps: the image's name with `.tiff`."""
     paths = [(directory / "test" / name).with_suffix(".tiff") for name in names]
-    owners: dict[Path, str] = {}
+    owners: dict[AnyPath, str] = {}
     for path, name in zip(paths, names, strict=True):
         if path in owners:
             raise BadInput(f"{owners[path]}, {name}: the map of both would be {path}")
@@ -303,7 +319,7 @@ def _map_paths(directory: Path, names: Sequence[str]) -> list[Path]:
     return paths
 
 
-def _write_maps(paths: Sequence[Path], test: TestSplit, maps: Sequence[np.ndarray]) -> None:
+def _write_maps(paths: Sequence[AnyPath], test: TestSplit, maps: Sequence[np.ndarray]) -> None:
     import tifffile
 
     for i, path in enumerate(paths):
@@ -356,8 +372,8 @@ def _report(
         image_score=image_score,
         images=map(entry, range(len(test.names))),
         threshold_source=(
-            f"At most {thresholds.false_positive_rate:.0%} of the {thresholds.images} normal "
-            "images held out of training exceed this threshold. No test image was used for it."
+            f"{statements.threshold(thresholds.images, thresholds.false_positive_rate)} No test "
+            "image was used for it."
         ),
         notes=_notes(model, record),
     )
@@ -380,6 +396,12 @@ def _notes(model: trained_model.Model, record: dict[str, Any]) -> list[str]:
         notes = [f"Pixel metrics at {record['evaluated_at']['size']} size."]
     else:
         notes = [f"The method {model.config.method} scores whole images: its maps are constant."]
+    if count := record["evaluated_at"]["images_without_pixel_labels"]:
+        notes.append(f"Pixel metrics leave out {count} defective images, whose masks are empty.")
+    if record["intervals"]:
+        good = record["images"][GOOD]
+        defective = sum(record["images"].values()) - good
+        notes.append(statements.intervals(model.config.eval.bootstrap_resamples, good, defective))
     undefined = [name for name in metric_names(record) if not is_defined(record[name])]
     if undefined:
         notes.append(f"Undefined for these test images: {', '.join(undefined)}.")

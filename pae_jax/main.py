@@ -3,10 +3,9 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from data_pipelines.errors import BadInput, CannotWrite
-from pae_jax.devices import process
+from pae_jax.devices import process, surroundings
 
 # Each verb imports the heavy packages that it needs, so that `pae --help` is quick.
 
@@ -15,17 +14,18 @@ USAGE = "Projecting autoencoders for structural anomaly detection."
 
 def _train(args: argparse.Namespace, overrides: list[str]) -> int:
     from pae_jax import config_file, population, train
-    from pae_jax.workdir import checkpoint, logs
+    from pae_jax.workdir import checkpoint, logs, paths
 
     process.start(args.distributed)
     checkpoint.silence_background_errors()
     logs.configure_logging()
     with process.fail_together():
         members = config_file.load_members(args.config, overrides)
+        root = paths.to_workdir(args.workdir)
     outcomes = set()
     for chunk in population.group_runs(list(members.values())):
         names = [list(members)[i] for i in chunk]
-        workdirs = [Path(args.workdir, name) for name in names]
+        workdirs = [root / name for name in names]
         runs = [(members[name], workdir) for name, workdir in zip(names, workdirs, strict=True)]
         for workdir, result in zip(workdirs, population.train_population(runs), strict=True):
             outcomes.add(result.outcome)
@@ -42,8 +42,10 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
 def _evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
     from pae_jax import evaluate
     from pae_jax.report import table
+    from pae_jax.workdir import logs
 
     process.start()
+    logs.configure_logging()
     evaluation = evaluate.evaluate(args.workdir, overrides=overrides, save_maps=args.save_maps)
     print(table.format_table(evaluation.metrics))
     print(evaluation.report)
@@ -52,23 +54,25 @@ def _evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
     from pae_jax import predict
+    from pae_jax.workdir import logs
 
     process.start()
+    logs.configure_logging()
     print(predict.predict(args.workdir, args.images, args.out, overrides=overrides))
     return 0
 
 
 def _sweep(args: argparse.Namespace, overrides: list[str]) -> int:
-    from pae_jax import sweep
+    from pae_jax import sweep, train
     from pae_jax.workdir import checkpoint, logs
 
     process.start()
     checkpoint.silence_background_errors()
     logs.configure_logging()
-    table = sweep.sweep(args.config, args.workdir, overrides)
-    print(table.read_text())
-    print(table)
-    return 0
+    result = sweep.sweep(args.config, args.workdir, overrides)
+    print(result.table.read_bytes().decode())
+    print(result.table)
+    return 0 if set(result.outcomes.values()) == {train.FINISHED} else 1
 
 
 def _compile(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -76,7 +80,8 @@ def _compile(args: argparse.Namespace, overrides: list[str]) -> int:
 
     aot.start()
     fits = True
-    for report in aot.compile_programs(config_file.load(args.config, overrides), args.topology):
+    members = config_file.load_members(args.config, overrides).values()
+    for report in aot.compile_programs(list(members), args.topology):
         # Each program takes long to compile, so its report is shown before the next one starts.
         print(aot.format_report(report), flush=True)
         fits = fits and report.fits
@@ -95,6 +100,18 @@ def _configs(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def _cache(args: argparse.Namespace, overrides: list[str]) -> int:
+    from data_pipelines import cache_folder
+
+    if overrides:
+        raise BadInput(f"{overrides[0]}: `pae cache` takes no argument")
+    folder = cache_folder.preferred_cache()
+    if folder is None:
+        raise BadInput("$HOME is not set, so there is no cache; PAE_CACHE names one")
+    print(cache_folder.clear(folder) if args.clear else cache_folder.describe(folder))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("pae", description=USAGE)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -102,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         "required": True,
         "help": "NAME or FILE.py, and :ARGUMENT if it takes one; `pae configs` lists the names",
     }
-    workdir = {"required": True, "help": "the folder of the run"}
+    workdir = {"required": True, "help": "the folder of the run, local or gs://BUCKET/FOLDER"}
 
     train = verbs.add_parser("train", help="train a model, or resume the training in the workdir")
     train.add_argument("--config", **config)
@@ -122,8 +139,10 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = verbs.add_parser("predict", help="write scores, heat maps and masks of new images")
     predict.add_argument("--workdir", **workdir)
-    predict.add_argument("--images", required=True, help="a folder of images")
-    predict.add_argument("--out", required=True, help="a new or empty folder for the results")
+    predict.add_argument("--images", required=True, help="a local folder of images")
+    predict.add_argument(
+        "--out", required=True, help="a new or empty folder or URI for the results"
+    )
     predict.set_defaults(run=_predict)
 
     sweep = verbs.add_parser("sweep", help="train and evaluate the variants of a sweep; one table")
@@ -131,9 +150,9 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--workdir", **workdir)
     sweep.set_defaults(run=_sweep)
 
-    aot = verbs.add_parser("compile", help="estimate time and memory on a TPU slice, without one")
+    aot = verbs.add_parser("compile", help="estimate memory and time on accelerators, without them")
     aot.add_argument("--config", **config)
-    aot.add_argument("--topology", required=True, help="the slice, for example v5e:2x2")
+    aot.add_argument("--topology", required=True, help="a TPU slice or GPUs: v5e:2x2, h100, h100:8")
     aot.set_defaults(run=_compile)
     for verb in (train, sweep, aot):
         verb.epilog = "Any key of the configuration can be set by --config.KEY=VALUE."
@@ -142,6 +161,15 @@ def _parser() -> argparse.ArgumentParser:
 
     configs = verbs.add_parser("configs", help="list the shipped configs")
     configs.set_defaults(run=_configs)
+
+    cache = verbs.add_parser(
+        "cache",
+        help="list or empty the cache of decoded images and compiled programs",
+        epilog="Its folder is $PAE_CACHE, else ~/.cache/pae_jax. Beyond $PAE_CACHE_LIMIT (32GiB) "
+        "the files leave that were not used for the longest time.",
+    )
+    cache.add_argument("--clear", action="store_true", help="remove every file that is not in use")
+    cache.set_defaults(run=_cache)
     return parser
 
 
@@ -156,9 +184,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     # The overrides are the unknown words, because their keys come from the config file.
     args, overrides = _parser().parse_known_args(argv)
-    if argv is None:
+    if argv is None and args.verb in ("train", "evaluate", "predict", "sweep"):
         # Only for the command, because the restart would replace the process of another caller.
         process.restart_with_huge_pages()
+    if note := surroundings.system_note():
+        print(f"pae: {note}", file=sys.stderr)
     try:
         return args.run(args, overrides)
     except (BadInput, CannotWrite) as error:

@@ -8,8 +8,8 @@ trained alone. `pae evaluate` therefore works on any member, and any member can 
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,10 +18,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.errors import BadInput
+from data_pipelines.rows import Stored
 from pae_jax import train_step
 from pae_jax.config import Config
-from pae_jax.devices import hardware, process, sharding
-from pae_jax.devices.batches import Batches
+from pae_jax.devices import batches, hardware, process, sharding
 from pae_jax.objective import Hyperparameters
 from pae_jax.train import SingleTrainer, initial_state, run_loop
 from pae_jax.workdir.run import STOPPED, Run, TrainResult, open_run
@@ -45,6 +45,12 @@ PER_MEMBER_KEYS = {
     "data.textures": "any",
     "data.holdout_groups": "any",
     "data.cache_dir": "any",
+}
+
+# What a run trains on, with a key to tell whether two runs train on the same.
+DATA: dict[str, Callable[[Run], tuple[Hashable, Stored]]] = {
+    "image": lambda run: ((run.data.fingerprint, tuple(run.data.names)), run.data.images),
+    "texture": lambda run: (run.textures.fingerprint, run.textures.train),
 }
 
 
@@ -89,7 +95,7 @@ def group_runs(configs: Sequence[Config]) -> list[list[int]]:
     return groups
 
 
-def train_population(members: Sequence[tuple[Config, str | Path]]) -> list[TrainResult]:
+def train_population(members: Sequence[tuple[Config, str | os.PathLike[str]]]) -> list[TrainResult]:
     """Trains several configs with one `program_key`, each in its workdir; resumes earlier runs.
 
     All members resume from the newest step of which every member has a checkpoint. Grey and
@@ -126,6 +132,7 @@ def train_population(members: Sequence[tuple[Config, str | Path]]) -> list[Train
                     TrainResult(STOPPED, max(run.checkpoints.steps, default=0), {}) for run in group
                 ]
             elif len(group) > 1:
+                group = _keep_or_stream(group)
                 outcomes = run_loop(group, Population([run.config for run in group]))
             else:
                 outcomes = run_loop(group, SingleTrainer(group[0].config, mesh))
@@ -140,6 +147,28 @@ def _same_shapes(runs: Sequence[Run]) -> list[list[int]]:
         shapes = (run.data.channels, run.textures.train.shape[-1], run.on_device)
         groups.setdefault(shapes, []).append(i)
     return list(groups.values())
+
+
+def _keep_or_stream(runs: Sequence[Run]) -> Sequence[Run]:
+    """Streams the data of all members if those of one device exceed its memory together."""
+    config, (per_device, _) = runs[0].config, _division(len(runs))
+    for i in range(0, len(runs), per_device):
+        members = runs[i : i + per_device]
+        arrays = [array for name in DATA for array in _distinct_data(members, name).values()]
+        if runs[0].on_device and not batches.is_resident(config, *arrays):
+            return [dataclasses.replace(run, on_device=False) for run in runs]
+    return runs
+
+
+def _distinct_data(runs: Sequence[Run], name: str) -> dict[Hashable, Stored]:
+    """Returns the images or textures that runs train on, by their content; equal ones once."""
+    return dict(DATA[name](run) for run in runs)
+
+
+def _division(count: int) -> tuple[int, int]:
+    """Returns how many members a device has, and how many devices have members."""
+    per_device = -(-count // len(jax.local_devices()))
+    return per_device, -(-count // per_device)
 
 
 class Population:
@@ -157,10 +186,9 @@ class Population:
 
     def __init__(self, configs: Sequence[Config]):
         self._configs = list(configs)
-        count, devices = len(configs), jax.local_devices()
-        self._per_device = -(-count // len(devices))
-        size = -(-count // self._per_device)
-        self.mesh = sharding.ordered_mesh((size,), (sharding.MEMBER,), devices[:size])
+        count = len(configs)
+        self._per_device, size = _division(count)
+        self.mesh = sharding.ordered_mesh((size,), (sharding.MEMBER,), jax.local_devices()[:size])
         in_order = list(self.mesh.devices.flat)
         self.device_of = [in_order[i // self._per_device] for i in range(count)]
 
@@ -170,9 +198,10 @@ class Population:
             _initial_state_on(run, device) for run, device in zip(runs, self.device_of, strict=True)
         ]
         start, states = _common_start(runs, initial_states)
-        batches = [run.open_batches(start) for run in runs]
-        self._streams = [member.stream for member in batches]
-        self._resident = self._stack(_pad_resident(batches))
+        self._streams = [run.open_batches(start).stream for run in runs]
+        self._resident, self._offsets = {}, [{} for _ in runs]
+        if runs[0].on_device:
+            self._resident, self._offsets = self._place_data(runs)
         keys = self._fill([jax.random.key(config.train.seed) for config in self._configs])
         self._keys = jax.device_put(jnp.stack(keys), self._member_sharding())
         self._values = self._stack([traced_values(config) for config in self._configs])
@@ -185,7 +214,8 @@ class Population:
 
     def next_batch(self) -> dict[str, jax.Array]:
         """Returns the input of the next call, with a leading axis of members."""
-        return self._stack([next(stream) for stream in self._streams])
+        members = zip(self._streams, self._offsets, strict=True)
+        return self._stack([_shift(next(stream), offsets) for stream, offsets in members])
 
     def run_steps(self, state: Any, batch: Any) -> tuple[Any, Any]:
         """Runs the steps of one call; returns the new state and the metrics."""
@@ -219,6 +249,36 @@ class Population:
         members = self._per_device if mapping(config) == "map" else 1
         program_flops = self._step.flops
         return train_step.step_flops(program_flops and program_flops * members, config)
+
+    def _place_data(self, runs: Sequence[Run]) -> tuple[dict[str, jax.Array], list[dict[str, int]]]:
+        """Copies the data of the runs to the devices of their members.
+
+        Returns:
+          Arrays (devices, rows, …) by name, in which the data of a device's members follow one
+          another, equal data once; and by name the row at which each run's data begin.
+        """
+        groups = [runs[i : i + self._per_device] for i in range(0, len(runs), self._per_device)]
+        resident: dict[str, jax.Array] = {}
+        offsets: list[dict[str, int]] = [{} for _ in runs]
+        for name, of_run in DATA.items():
+            by_device = [_distinct_data(group, name) for group in groups]
+            counts = [sum(map(len, data.values())) for data in by_device]
+            for i, run in enumerate(runs):
+                data = by_device[i // self._per_device]
+                before = list(data).index(of_run(run)[0])
+                offsets[i][name] = sum(map(len, list(data.values())[:before]))
+            shards = []
+            for data, count, device in zip(by_device, counts, self.mesh.devices.flat, strict=True):
+                arrays = list(data.values())
+                # The rows that fill up a device are never read.
+                whole = np.zeros((1, max(counts), *arrays[0].shape[1:]), np.uint8)
+                np.concatenate(arrays, out=whole[0, :count])
+                shards.append(jax.device_put(whole, device))
+            shape = (self.mesh.size, *shards[0].shape[1:])
+            resident[name] = jax.make_array_from_single_device_arrays(
+                shape, self._member_sharding(), shards
+            )
+        return resident, offsets
 
     def _member_sharding(self) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(sharding.MEMBER))
@@ -272,21 +332,11 @@ def _common_start(
             return until, [state for _, state in restored]
 
 
-def _pad_resident(batches: Sequence[Batches]) -> list[Mapping[str, np.ndarray]]:
-    """Returns the resident arrays of all members, padded to equal length.
-
-    The padding is never read, because a member's indices stay below its number of images.
-    """
-
-    def pad(array: np.ndarray, length: int) -> np.ndarray:
-        return np.pad(array, [(0, length - len(array)), *[(0, 0)] * (array.ndim - 1)])
-
-    names = batches[0].resident
-    longest = {name: max(len(member.resident[name]) for member in batches) for name in names}
-    return [
-        {name: pad(array, longest[name]) for name, array in member.resident.items()}
-        for member in batches
-    ]
+def _shift(batch: Mapping[str, np.ndarray], offsets: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Adds to indices the row at which a member's data begin on its device."""
+    return {
+        name: x + np.int32(offsets[name]) if name in offsets else x for name, x in batch.items()
+    }
 
 
 def mapping(config: Config) -> str:
@@ -317,25 +367,29 @@ def make_call(config: Config, mesh: Mesh, *, steps: int) -> sharding.Step:
 
     Returns:
       (states, resident, batches, keys, values) → (states, metrics), where every array has a
-      leading axis of members and `values` holds those of `traced_values`. The members of one
-      device are computed one after the other, written out ("unroll") or in a loop ("map"), or as
-      one batched computation ("vmap").
+      leading axis of members, those of `resident` one of devices, and `values` holds those of
+      `traced_values`. The members of one device are computed one after the other, written out
+      ("unroll") or in a loop ("map"), or as one batched computation ("vmap").
     """
     step = train_step.make_step(config)
     constants = Hyperparameters.from_config(config)
 
-    def train_member(state: Any, resident: Any, batches: Any, key: jax.Array, values: Any) -> Any:
-        # A weight of 0 stays a Python constant, and its term stays out of the program.
-        member_step = functools.partial(step, hyperparameters=constants._replace(**values))
-        return sharding.scan_steps(member_step, steps)(state, resident, batches, key)
+    def train_members(
+        states: Any, resident: Any, batches: Any, keys: jax.Array, values: Any
+    ) -> Any:
+        shared = jax.tree.map(lambda x: x.reshape(x.shape[1:]), resident)
 
-    def train_members(*args: Any) -> Any:
-        count = args[3].shape[0]
+        def train_member(state: Any, batches: Any, key: jax.Array, values: Any) -> Any:
+            # A weight of 0 stays a Python constant, and its term stays out of the program.
+            member_step = functools.partial(step, hyperparameters=constants._replace(**values))
+            return sharding.scan_steps(member_step, steps)(state, shared, batches, key)
+
+        members, count = (states, batches, keys, values), len(keys)
         if mapping(config) == "vmap" and count > 1:
-            return jax.vmap(train_member)(*args)
+            return jax.vmap(train_member)(*members)
         if mapping(config) == "map" and count > 1:
-            return jax.lax.map(lambda member: train_member(*member), args)
-        outputs = [train_member(*jax.tree.map(lambda x, i=i: x[i], args)) for i in range(count)]
+            return jax.lax.map(lambda member: train_member(*member), members)
+        outputs = [train_member(*jax.tree.map(lambda x, i=i: x[i], members)) for i in range(count)]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
     spec = PartitionSpec(sharding.MEMBER)

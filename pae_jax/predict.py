@@ -1,7 +1,7 @@
 """`pae predict`: anomaly maps, scores and decisions for a folder of images."""
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -10,11 +10,16 @@ from data_pipelines.errors import BadInput
 from pae_jax.detection import detect_all
 from pae_jax.report import pictures
 from pae_jax.workdir import files, trained_model
+from pae_jax.workdir.paths import AnyPath, check_local, to_path, to_workdir
 
 
 def predict(
-    workdir: str | Path, images: str | Path, out: str | Path, *, overrides: Sequence[str] = ()
-) -> Path:
+    workdir: str | os.PathLike[str],
+    images: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    overrides: Sequence[str] = (),
+) -> AnyPath:
     """Detects the anomalies in every image under a folder.
 
     Writes out/scores.csv (name, scores, decision), out/heatmaps/NAME.png (the map over the
@@ -22,9 +27,9 @@ def predict(
     out/masks/NAME.png (255 where the map exceeds the pixel threshold), at the network's size.
 
     Args:
-      workdir: the folder of a training run.
-      images: a folder, searched recursively.
-      out: a folder that does not exist yet or is empty.
+      workdir: the folder of a training run, local or gs://.
+      images: a local folder, searched recursively.
+      out: a folder or URI that does not exist yet or is empty.
       overrides: words --config.eval.KEY=VALUE.
 
     Returns:
@@ -33,15 +38,23 @@ def predict(
     Raises:
       BadInput: one line that names the file, folder or key.
     """
-    workdir, out = Path(workdir), Path(out)
+    check_local("--images", str(images))
+    workdir, out = to_workdir(workdir), to_path(out)
     # Checked first, because restoring the model and reading the images take longer.
-    files.check_writable(out)
-    if any(out.iterdir()):
+    if not files.is_empty(out):
         raise BadInput(f"{out}: not empty; results are never overwritten")
     model = trained_model.load(workdir, overrides)
+    # After the workdir, so that a wrong one leaves no empty folder.
+    files.check_writable(out)
     thresholds = trained_model.thresholds(workdir, model)
     shape = model.config.data.shape
-    names, pixels = open_images(str(images), shape=shape, channels=model.channels)
+    names, pixels = open_images(
+        str(images),
+        shape=shape,
+        channels=model.channels,
+        value_range=model.value_range,
+        setting=model.config.data.value_range,
+    )
     # A generator, so that the maps of only one batch are in memory.
     detections = detect_all(model.params, pixels, model.config)
     rows = []

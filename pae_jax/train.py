@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -80,7 +79,7 @@ class Trainer(Protocol):
         ...
 
 
-def train_and_evaluate(config: Config, workdir: str | Path) -> TrainResult:
+def train_and_evaluate(config: Config, workdir: str | os.PathLike[str]) -> TrainResult:
     """Trains in `workdir` and validates on held-out corruptions; resumes an earlier run.
 
     Args:
@@ -115,12 +114,13 @@ def run_loop(runs: Sequence[Run], trainer: Trainer) -> list[TrainResult]:
     """
     config = runs[0].config
     last = methods.steps(config)
-    start, state = trainer.start(runs)
-    _log_start(runs, trainer, start, state)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(process.end_alone())
+        start, state = trainer.start(runs)
+        _log_start(runs, trainer, start, state)
         recorders = [stack.enter_context(run.open_recorder(start)) for run in runs]
         interrupted = stack.enter_context(_catch_interruption())
-        folder = runs[0].workdir / "profile"
+        folder = runs[0].staging.folder / "profile"
         profile = stack.enter_context(profiler.open_profiler(config.profile, folder, last=last))
         call = _CallInFlight(recorders, trainer)
         stride = runs[0].steps_per_call(start)
@@ -264,6 +264,9 @@ def initial_state(
     if fit is None or images is None:
         return state
     params = fit(sharding.one_copy(state.params, mesh), images, config)
+    if jax.process_count() > 1:
+        # Each process has fitted; on other hardware the last bits, or signs, may be others.
+        params = multihost_utils.broadcast_one_to_all(params)
     params = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), params, state.params)
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
     return state.replace(params=params, ema=ema)
@@ -290,7 +293,8 @@ def _log_start(runs: Sequence[Run], trainer: Trainer, start: int, state: Any) ->
         names += ["…"] if len(idle) > _MAX_NAMED else []
         _logger.warning("devices without work: %d (%s)", len(idle), ", ".join(names))
     _logger.info("parameters: %s", f"{parameters:,}")
-    _logger.info("images: %s for training, %s held out; %s", training, held_out, storage)
+    rule = f"data.holdout_groups={run.config.data.holdout_groups}: {run.data.holdout_rule}"
+    _logger.info("images: %s for training, %s held out (%s); %s", training, held_out, rule, storage)
     _logger.info("steps per call: %d; %s", run.steps_per_call(start), resumed)
     if start < steps:
         _logger.info("compiling the training step (a minute or so on a CPU)")

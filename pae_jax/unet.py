@@ -1,8 +1,9 @@
 """The U-Net with a bottleneck of stacked dilated convolutions (§4), and its building blocks.
 
 `UNet(config).apply(variables, x)` maps images (b, h, w, c) in [0, 1] to images of the same shape
-and range. It has no state besides its parameters (no batch statistics). An image's output therefore
-does not depend on the other images of its batch, and f can be differentiated, iterated and vmapped.
+and range (the output "residual_logit" may exceed it by 1/510). It has no state besides its
+parameters (no batch statistics). An image's output therefore does not depend on the other images of
+its batch, and f can be differentiated, iterated and vmapped.
 
 The layout is that of §4 of the paper ("a modified U-Net with dilated bottleneck convolutions").
 Where the paper gives no detail, it follows the parent paper's stacked dilated convolutions
@@ -23,9 +24,9 @@ from jaxtyping import Array, Float
 
 from pae_jax import image_ops
 from pae_jax.config import ModelConfig
-from pae_jax.devices import winograd
+from pae_jax.devices import hardware, winograd
 
-EDGE = 1 / 512  # half an 8-bit grey level; clipped to [EDGE, 1 − EDGE] every logit is finite
+EDGE = 1 / 512  # half an 8-bit grey level; [0, 1] is scaled to [EDGE, 1 − EDGE] before a logit
 
 
 class Convolution3x3(nn.Module):
@@ -185,8 +186,11 @@ class Decoder(nn.Module):
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
     """Returns the maximum of each 2×2 block; h and w are even."""
-    # A reshape instead of a reduce_window, because its gradient is elementwise instead of a
-    # select-and-scatter.
+    if hardware.use_window_pooling():
+        window = (1, 2, 2, 1)
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "VALID")
+    # The gradient of this form is elementwise. Equally large pixels share it, while the other form
+    # gives it to one of them. In the network these are zeros of a ReLU, where the gradient ends.
     b, h, w, c = x.shape
     return x.reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
 
@@ -200,6 +204,9 @@ def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
 
 class UNet(nn.Module):
     """The network f_θ: [0,1]^{h×w×c} → [0,1]^{h×w×c} (§2, §4), for any h, w ≥ 1.
+
+    The output "residual_logit" may exceed [0, 1] by half a grey level. It is clipped for anomaly
+    maps only, because a clipped f has no derivative there.
 
     With `config.patch_size` p > 1 each p × p block of pixels becomes one position with p²·c
     channels. The encoder and the decoder have one stage per entry of `config.widths`; the image is
@@ -241,8 +248,21 @@ class UNet(nn.Module):
 
 
 def _residual_logit(y: Float[Array, "b h w c"], x: Float[Array, "b h w c"]) -> Array:
-    # Before training y = 0 and f = id, so f has to learn the corrections only.
-    return nn.sigmoid(y + jax.scipy.special.logit(jnp.clip(x, EDGE, 1 - EDGE)))
+    """Returns x with y added to the logit of s = e + (1 − 2e)x, where e = `EDGE`.
+
+    That is (σ(y + logit s) − e) / (1 − 2e). Before training y = 0, so f(x) = x and J_f = I for
+    every pixel, including 0 and 1, and f has to learn the corrections only. For x in [0, 1] the
+    output is in [−e/(1 − 2e), 1 + e/(1 − 2e)], which exceeds [0, 1] by 1/510.
+    """
+    scale = 1 - 2 * EDGE
+    # Outside the range of f, for example in an image with noise, s is kept positive. The output
+    # there still follows x.
+    least = EDGE / 16
+    s, r = (jnp.maximum(EDGE + scale * part, least) for part in (x, 1 - x))  # r = 1 − s
+    # σ(y + logit s) − s, written so that it is exactly 0 for y = 0, and so that nothing cancels in
+    # float32: r comes from 1 − x, and only positive terms are added.
+    change = s * r * jnp.tanh(y / 2) / (s * nn.sigmoid(y) + r * nn.sigmoid(-y))
+    return x + change / scale
 
 
 # Output layers by `model.output`: (last features, x), both (b, h, w, c), → f(x).

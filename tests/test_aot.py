@@ -1,7 +1,8 @@
-"""Ahead-of-time compilation for a TPU slice: bad input, costs, and a compiled program."""
+"""Ahead-of-time compilation for absent accelerators: bad input, costs, compiled programs."""
 
 import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
@@ -18,10 +19,11 @@ import runs
 from data_pipelines.errors import BadInput
 from pae_jax import aot, config_file, main
 from pae_jax.config import Config
-from pae_jax.devices import hardware, hlo, sharding
+from pae_jax.devices import costs, hardware, hlo, sharding, topology
 
 CHIP = hardware.CHIPS["TPU v5 lite"]
 NEEDS = "needs libtpu: pip install -e '.[tpu]'"
+NEEDS_CUDA = "needs JAX's CUDA plugin: pip install -e '.[cuda]'"
 
 HLO = """
 ENTRY %main {
@@ -58,22 +60,32 @@ def started(monkeypatch):
 # ---- bad input: one line, with or without libtpu ----
 
 
-@pytest.mark.parametrize("topology", ["", "v5e", "2x2", "v5e:4", "v5e:2x2x2x2", "v5e:2×2"])
-def test_a_topology_is_a_generation_and_a_shape(started, capsys, topology):
+@pytest.mark.parametrize(
+    "topology", ["", "v5e", "2x2", "v5e:4", "v5e:2x2x2x2", "v5e:2×2", "h100:", "h100:0", "h"]
+)
+def test_a_topology_is_a_slice_or_gpus(started, capsys, topology):
     assert main.main([*command(), f"--topology={topology}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == (f"pae compile: --topology: GENERATION:SHAPE, such as v5e:2x2, not {topology!r}")
+    assert line.startswith("pae compile: --topology: a TPU slice or GPUs (a100, h100, h200)")
+    assert line.endswith(f"not {topology!r}")
 
 
-def test_without_libtpu_it_says_what_to_install(started, capsys, monkeypatch):
+MISSING = {
+    "v5e:2x2": "libtpu is missing: pip install -c constraints.txt -e '.[tpu]'",
+    "h100": "JAX's CUDA plugin is missing: pip install -c constraints.txt -e '.[cuda]'",
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_without_the_compiler_it_says_what_to_install(started, capsys, monkeypatch, name):
     find = importlib.util.find_spec
+    absent = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin")
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *a: None if name == "libtpu" else find(name, *a)
+        importlib.util, "find_spec", lambda name, *a: None if name in absent else find(name, *a)
     )
-    assert main.main([*command(), "--topology=v5e:2x2"]) == 2
+    assert main.main([*command(), f"--topology={name}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("pae compile: libtpu is missing: pip install ")
-    assert ".[tpu]" in line
+    assert line.startswith(f"pae compile: {MISSING[name]}")
 
 
 @pytest.mark.parametrize(
@@ -122,58 +134,148 @@ def test_collectives_of_a_compiled_program():
         out_specs=PartitionSpec(),
     )
     text = jax.jit(mean).lower(jnp.ones((8, 24))).compile().as_text()
+    assert text is not None
     assert hlo.collectives(text) == {"all-reduce": hlo.Collective(1, 24 * 4)}
 
 
+def some_costs(temporaries: int = 0, traffic: float | None = 8.2e9) -> costs.Costs:
+    memory = costs.Memory(200 * 2**20, 110 * 2**20, 100 * 2**20, temporaries, 24 * 2**20)
+    return costs.Costs(memory, 197e9, traffic, {"all-reduce": hlo.Collective(2, 3 * 2**20)})
+
+
 def test_the_roofline_is_the_slower_of_arithmetic_and_memory():
-    time = aot.roofline(197e9, 8.2e9, CHIP)
+    time = costs.roofline(some_costs(), CHIP)
     np.testing.assert_allclose(time, (1e-3, 1e-2))
     assert time.step == time.traffic
-    assert aot.roofline(197e12, 8.2e9, CHIP).step == pytest.approx(1.0)
+    assert costs.roofline(some_costs(traffic=None), CHIP) == (time.arithmetic, 0)
 
 
-def report(temporaries: int) -> aot.Report:
-    memory = aot.Memory(200 * 2**20, 100 * 2**20, 100 * 2**20, temporaries, 24 * 2**20)
-    collectives = {"all-reduce": hlo.Collective(2, 3 * 2**20)}
-    return aot.Report("training", 16, CHIP, aot.Costs(memory, 197e9, 8.2e9, collectives))
+def report(temporaries: int, **changes) -> costs.Report:
+    program = costs.Program(
+        "training", lambda mesh: None, {"parameters": 150 * 2**20}, {"state": 40 * 2**20}, images=16
+    )
+    return costs.Report(program, CHIP, some_costs(temporaries, **changes))
 
 
-def test_a_report():
-    small = report(800 * 2**20)
+def test_a_report_counts_everything_on_the_chip():
+    small = report(750 * 2**20)
+    assert {name: size / 2**20 for name, size in small.sizes.items()} == {
+        "parameters": 150,
+        "state": 40,
+        "padding, keys": 50,
+        "results": 10,
+        "temporaries": 750,
+        "code": 24,
+    }
     assert small.fits
-    text = aot.format_report(small)
+    text = costs.format_report(small)
     for words in ("1.00 GiB of 16.00 GiB: fits", "all-reduce: 2 (3.0 MiB)", "1600 images/s"):
         assert words in text
+    assert re.search(r"^    temporaries +750\.0 MiB$", text, re.M)
     large = report(16 * 2**30)
     assert not large.fits
-    assert "16.22 GiB of 16.00 GiB: does not fit" in aot.format_report(large)
-    complaint = aot.Report("training", 16, CHIP, None, "Ran out of memory")
+    assert "16.27 GiB of 16.00 GiB: does not fit" in costs.format_report(large)
+    assert "memory traffic not counted" in costs.format_report(report(0, traffic=None))
+    complaint = costs.Report(small.program, CHIP, None, "Ran out of memory")
     assert not complaint.fits
-    assert "of 16.00 GiB: does not fit; Ran out of memory" in aot.format_report(complaint)
+    assert "of 16.00 GiB: does not fit; Ran out of memory" in costs.format_report(complaint)
 
 
-def test_lowered_programs_take_the_state_and_streamed_batches():
-    settings = tiny("--config.train.batch_size=8", "--config.train.steps_per_call=2")
-    mesh = aot.slice_mesh(settings, jax.devices(), "of CPUs")
-    lowered = aot.lower_training(settings, mesh)
-    (state, resident, batches, _), _ = lowered.args_info
+# ---- programs, lowered for the CPUs of this process ----
+
+
+def programs(*overrides: str, devices: int = 8, count: int = 1):
+    """Returns the mesh and the programs in the form for a TPU, by the first word of their title."""
+    settings = [tiny(*overrides, f"--config.train.seed={seed}") for seed in range(count)]
+    with hardware.building_for("tpu"):
+        mesh, found = aot.make_programs(settings, jax.devices()[:devices], "of CPUs", CHIP)
+        lowered = {program.title.split(":")[0]: program.lower(mesh) for program in found}
+    return mesh, {program.title.split(":")[0]: program for program in found}, lowered
+
+
+def test_the_programs_are_those_of_a_run():
+    batch, diagnostics = "--config.train.batch_size=8", "--config.eval.diagnostics=True"
+    _, found, lowered = programs(batch, diagnostics, "--config.data.on_device=yes")
+    training, *_ = names = list(found)
+    assert [name.split(",")[0] for name in names] == [
+        "training",
+        "validation",
+        "evaluation",
+        "prediction",
+    ]
+    (state, resident, batches, _), _ = lowered[training].args_info
+    assert resident["image"].shape == (96, 16, 16, 3)
+    assert batches["image"].shape[1:] == (8,)
+    assert batches["image"].dtype == np.int32
+    assert all(leaf.donated for leaf in jax.tree.leaves(state))
+    sizes = found[training].sizes
+    assert sizes["images"] == 96 * 16 * 16 * 3
+    assert sizes["textures"] == resident["texture"].shape[0] * 16 * 16 * 3
+    assert sizes["parameters"] == sum(
+        4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)
+    )
+    assert sizes["optimizer state"] == sum(
+        4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(state.opt_state)
+    )
+    # Validation runs while the training state and the data are on the chip.
+    beside = found["validation"].beside
+    assert {"optimizer state", "images", "textures"} <= set(beside)
+    assert hardware.platform() == jax.default_backend() == "cpu"
+
+
+def test_streamed_batches():
+    _, found, lowered = programs(
+        "--config.train.batch_size=8",
+        "--config.train.steps_per_call=2",
+        "--config.data.on_device=no",
+    )
+    (_, resident, batches, _), _ = lowered["training"].args_info
+    assert resident == {}
     assert batches["image"].shape == (2, 8, 16, 16, 3)
     assert batches["texture"].dtype == np.uint8
-    assert resident == {}
-    assert all(leaf.donated for leaf in jax.tree.leaves(state))
-    assert hardware.platform() == jax.default_backend() == "cpu"
-    (_, images), _ = aot.lower_prediction(settings, jax.devices()[0]).args_info
-    assert images.shape == (4, 16, 16, 3)
+    # Each of the eight chips has an eighth of them.
+    assert found["training"].sizes["batches"] == 2 * 2 * 16 * 16 * 3
+
+
+def test_resident_data_of_a_population():
+    overrides = (
+        "--config.data.on_device=yes",
+        "--config.population.members_per_program=4",
+    )
+    _, alone, _ = programs(*overrides, devices=1)
+    mesh, found, lowered = programs(*overrides, devices=2, count=4)
+    assert mesh.size == 2
+    one, two = alone["training"].sizes, found["training"].sizes
+    # Two members on each chip; their seeds differ, and so do their splits.
+    for name in ("parameters", "optimizer state", "images", "textures"):
+        assert two[name] == 2 * one[name]
+    states, resident, _, keys, _ = lowered["training"].args_info[0]
+    assert keys.shape == (4,)
+    assert resident["image"].shape == (2, 2 * 96, 16, 16, 3)
+    assert all(leaf.shape[0] == 4 for leaf in jax.tree.leaves(states))
+
+
+def test_data_that_are_not_here():
+    known = ("--config.data.source=tfds", "--config.data.category=mvtec_ad/hazelnut")
+    known += ("--config.data.root=/nowhere", "--config.data.on_device=auto")
+    _, found, _ = programs(*known, devices=1)
+    assert found["training"].sizes["images"] == 391 * 16 * 16 * 3
+    _, found, _ = programs(*known, "--config.data.textures=/nowhere", devices=1)
+    assert "images" not in found["training"].sizes
+    assert "their number is not known" in found["training"].title
 
 
 def test_lowered_programs_have_the_form_for_a_tpu():
     """Parts of a batch are a loop on a TPU and are unrolled on a CPU (train_step.py)."""
-    settings = tiny("--config.train.batch_size=16", "--config.train.grad_accumulation_steps=2")
-    mesh = aot.slice_mesh(settings, jax.devices(), "of CPUs")
-    text = aot.lower_training(settings, mesh).as_text()
-    whole = tiny("--config.train.batch_size=8")
-    without = aot.lower_training(whole, aot.slice_mesh(whole, jax.devices(), "of CPUs")).as_text()
-    assert text.count("stablehlo.while") == without.count("stablehlo.while") + 1
+
+    def loops(*overrides: str) -> int:
+        return programs(*overrides)[2]["training"].as_text().count("stablehlo.while")
+
+    whole = loops("--config.train.batch_size=8")
+    assert (
+        loops("--config.train.batch_size=16", "--config.train.grad_accumulation_steps=2")
+        == whole + 1
+    )
 
 
 @pytest.mark.parametrize("category", ["screw", "carpet"])
@@ -203,18 +305,45 @@ def on_a_slice(topology: str, *words: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_compiled_for_a_slice():
-    pytest.importorskip("libtpu", reason=NEEDS)
-    done = on_a_slice("v5e:2x2")
+def check_output(done: subprocess.CompletedProcess, device: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
-    training, prediction = done.stdout.split("prediction: ")
-    assert "4 × TPU v5 lite" in training
-    assert training.count("GiB of 16.00 GiB: fits") == prediction.count(": fits") == 1
+    training, validation, evaluation, prediction = re.split(
+        r"^(?=validation|evaluation|prediction)", done.stdout, flags=re.M
+    )
+    assert device in training
+    assert "steps per call: 10" in training
+    for text in (training, validation, evaluation, prediction):
+        assert text.count(": fits") == 1
+        assert re.search(r"^    temporaries +[\d.]+ MiB$", text, re.M)
     # In data parallelism only gradients and metrics are exchanged.
     (line,) = (line for line in training.splitlines() if "collectives" in line)
     assert line.split()[1] == "all-reduce:"
     assert line.count("MiB") == 1
     assert "collectives     none" in prediction
+
+
+WORDS = ("--config.data.on_device=yes", "--config.train.steps=10", "--config.eval.diagnostics=True")
+WORDS += ("--config.train.validate_every=10", "--config.train.checkpoint_every=10")
+
+
+def test_compiled_for_a_slice():
+    pytest.importorskip("libtpu", reason=NEEDS)
+    check_output(on_a_slice("v5e:2x2", *WORDS), "4 × TPU v5 lite")
+
+
+@pytest.mark.skipif(
+    not any(map(importlib.util.find_spec, topology.CUDA_PLUGINS)), reason=NEEDS_CUDA
+)
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [("h100:4", "4 × NVIDIA H100"), ("a100:2", "2 × NVIDIA A100"), ("h200:2", "2 × NVIDIA H200")],
+)
+def test_compiled_for_gpus(name, device):
+    done = on_a_slice(name, *WORDS)
+    check_output(done, device)
+    work = re.findall(r"work a chip +([\d.]+) GFLOP, memory traffic not counted", done.stdout)
+    assert len(work) == 4
+    assert min(map(float, work)) > 0
 
 
 @pytest.mark.parametrize(
@@ -238,15 +367,16 @@ def test_a_program_that_exceeds_the_memory_does_not_fit():
     code = (
         "import json, jax, jax.numpy as jnp\n"
         "from pae_jax import aot\n"
-        "from pae_jax.devices import hardware\n"
+        "from pae_jax.devices import costs, hardware, topology\n"
         "aot.start()\n"
-        "device = aot.slice_devices('v5e:1x1')[0]\n"
+        "device = topology.devices('v5e:1x1')[0]\n"
         "placement = jax.sharding.SingleDeviceSharding(device)\n"
         "function = jax.jit(lambda x: jnp.sort(x @ x.T, axis=0) @ x, in_shardings=placement)\n"
         "lowered = function.lower(jax.ShapeDtypeStruct((2**16, 2**10), jnp.float32))\n"
         "chip = hardware.chip(device.device_kind)\n"
-        "report = aot.Report('matrix', 1, chip, *aot.measure(lowered))\n"
-        "print(json.dumps([report.fits, aot.format_report(report)]))"
+        "program = costs.Program('matrix', lambda mesh: lowered, {})\n"
+        "report = costs.Report(program, chip, *costs.measure(lowered))\n"
+        "print(json.dumps([report.fits, costs.format_report(report)]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     fits, text = json.loads(done.stdout)

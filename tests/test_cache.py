@@ -98,15 +98,6 @@ def test_a_failed_build_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unwritable_directory(tmp_path):
-    (tmp_path / "file").write_text("")
-    directory = tmp_path / "file" / "cache"
-    with pytest.raises(BadInput) as caught:
-        cached(directory, "key", [SHAPE], Builder())
-    assert str(caught.value).startswith(f"{directory}: the cache cannot be written (")
-    assert "\n" not in str(caught.value)
-
-
 def test_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")

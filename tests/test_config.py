@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -130,6 +131,11 @@ def test_overrides():
         ("--config.data.max_images=-1", r"data\.max_images: at least 0, not -1"),
         ("--config.data.holdout_fraction=0", r"data\.holdout_fraction: above 0\.0, not 0\.0"),
         ("--config.data.holdout_fraction=0.6", r"data\.holdout_fraction: at most 0\.5, not 0\.6"),
+        ("--config.data.size=1000000", r"data\.size: at most 16384, not 1000000"),
+        (
+            f"--config.optimizer.learning_rate={10**400}",
+            r"optimizer\.learning_rate: a finite number, not",
+        ),
         ("--config.train.seed=-1", r"train\.seed: at least 0, not -1"),
         (
             "--config.eval.anomaly_map=ssmi",
@@ -231,6 +237,49 @@ def test_a_file_is_located_by_its_path_or_the_name_of_a_shipped_config(tmp_path,
             config_file.locate(word)
 
 
+SETS = """from pae_jax.configs import default
+def get_config(arg=None):
+    config = default.get_config()
+    config.{}
+    return config
+"""
+
+
+@pytest.mark.parametrize("name", ["runs:3/my.py", "a:b:c.py", "C:\\x.py", ":", "smoke:1"])
+def test_a_path_with_colons_wins(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(name).parent.mkdir(exist_ok=True)
+    text = f"import runpy\nbase = runpy.run_path({DEFAULT!r})\n"
+    text += "def get_config(arg=None):\n    config = base['get_config']()\n"
+    text += "    config.train.seed = len(arg or '')\n    return config\n"
+    text += "def members(arg):\n    return ['x', 'yy'] if arg == 'all' else None\n"
+    Path(name).write_text(text)
+    assert config_file.load(name).train.seed == 0
+    assert config_file.load(f"{name}:abc").train.seed == 3
+    # A member's argument is no part of a path, also if there is such a file.
+    Path(f"{name}:x").write_text("")
+    members = config_file.load_members(f"{name}:all")
+    assert {key: member.train.seed for key, member in members.items()} == {"x": 1, "yy": 2}
+
+
+@pytest.mark.parametrize("word", ["runs:3/my.py", "C:\\x.py:arg", "/nowhere/a.py"])
+def test_a_missing_path_is_named_as_a_whole(word):
+    with pytest.raises(BadInput, match=f"^{re.escape(word)}: no such config file"):
+        config_file.locate(word)
+
+
+@pytest.mark.parametrize("word", ["a\0b", "x" * 5000, "\udcff", "a/" * 3000])
+def test_a_name_that_no_file_can_have(word):
+    with pytest.raises(BadInput, match="no such config file"):
+        config_file.locate(word)
+
+
+@pytest.mark.parametrize("values", [{"schema": None}, {"schema": "x"}])
+def test_a_damaged_config_json(values):
+    with pytest.raises(BadInput, match="schema: a number, not"):
+        upgrade(values)
+
+
 def test_every_shipped_config_has_a_name_and_a_sentence():
     summaries = config_file.shipped()
     assert {config_file.locate(name)[0] for name in summaries} == set(FILES)
@@ -272,6 +321,8 @@ def test_derive_runs_after_the_overrides_with_checked_values(tmp_path):
         ("def get_config(:\n", "cannot be read"),
         ("import no_such_package_anywhere\n", "no_such_package_anywhere"),
         ("def get_config(arg=None):\n    raise ValueError('three only')\n", "three only"),
+        (SETS.format("train.steps = 'many'"), "line 4: Could not override field 'steps'"),
+        (SETS.format("train = 3"), "line 4: .*train"),
     ],
 )
 def test_a_bad_file_is_one_line_that_begins_with_it(tmp_path, content, reason):

@@ -16,6 +16,7 @@ import pytest
 
 import runs
 from pae_jax import train
+from pae_jax.devices import process
 
 PROJECT = Path(__file__).parents[1]
 CHANGES = {
@@ -187,6 +188,90 @@ def test_processes_with_other_data_refuse(trained, tmp_path):
     line = r"process 1 differs from process 0: data\.fingerprint is '\w+' in .* and '\w+' in .*"
     assert_refused(start(Path(), tmp_path / "w", folders=folders), line, line)
     assert not list(tmp_path.glob("w/*.json"))
+
+
+def test_processes_with_equal_data_in_other_folders_train_together(trained, alone, tmp_path):
+    """A path is no data: its fingerprint is compared, at the start and when a run is resumed."""
+    for part in ("data", "textures"):
+        shutil.copytree(trained.root / part, tmp_path / "other" / part)
+    places = {"root": "data", "textures": "textures", "cache_dir": "cache"}
+    last = [f"--config.data.{key}={tmp_path / 'other' / to}" for key, to in places.items()]
+    for _ in range(2):
+        results = finish(start(trained.root, tmp_path / "w", last=last))
+        assert [code for code, _, _ in results] == [0, 0], results
+    assert_as_one(tmp_path / "w", alone)
+    assert str(tmp_path) not in (tmp_path / "w/config.json").read_text()  # that of process 0
+
+
+@pytest.mark.parametrize("method", ["pca", "one_class_svm", "deep_svdd"])
+def test_a_fit_in_two_processes_equals_that_of_one(trained, tmp_path, method):
+    """Also with parameters divided over both processes."""
+    changes = {
+        "method": method,
+        "baseline__pca_components": 4,
+        "baseline__svm_side": 4,
+        "baseline__svm_images": 12,
+        "baseline__svdd_dimensions": 4,
+        "corruption__clean_fraction": 1.0,
+    }
+    single = tmp_path / "single"
+    train.train_and_evaluate(runs.load_config(trained.root, **CHANGES | changes), single)
+    processes = start(trained.root, tmp_path / "two", sharding__model_parallel=4, **changes)
+    for code, _, err in finish(processes):
+        assert code == 0, err
+    (step, leaves), (other_step, others) = map(runs.read_state, (tmp_path / "two", single))
+    assert step == other_step == (20 if method == "deep_svdd" else 0)
+    assert any(np.abs(leaf).max() > 0 for leaf in leaves)
+    for leaf, another in zip(leaves, others, strict=True):
+        np.testing.assert_allclose(leaf, another, rtol=1e-3, atol=1e-5)
+
+
+# `pae` whose processes notice within ten seconds that another is lost; the last one may fail.
+FAILING = """
+import sys
+from pae_jax import main, train_step
+from pae_jax.devices import process
+from pae_jax.train import SingleTrainer
+
+process.HEARTBEAT_TIMEOUT = 10
+next_batch, calls = SingleTrainer.next_batch, []
+
+def failing(self):
+    calls.append(None)
+    if "FAIL" in sys.argv and len(calls) == 30:
+        raise OSError("the disk is gone")
+    return next_batch(self)
+
+SingleTrainer.next_batch = failing
+sys.exit(main.main([word for word in sys.argv[1:] if word != "FAIL"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("victim", "number"),
+    [(0, signal.SIGKILL), (1, signal.SIGSTOP), (1, None)],
+    ids=["kill the first", "stop the last", "exception"],
+)
+def test_a_lost_process_ends_the_other_in_time(trained, tmp_path, victim, number):
+    long = {"train__steps": 50000, "train__validate_every": 50000, "train__checkpoint_every": 50000}
+    last = () if number else ("FAIL",)
+    processes = start(trained.root, tmp_path, code=FAILING, last=last, **long)
+    while not ((tmp_path / "metrics.jsonl").exists() and train_losses(tmp_path)):
+        assert processes[0].poll() is None, processes[0].stderr.read()
+    began = time.monotonic()
+    if number:
+        processes[victim].send_signal(number)
+    ((code, _, err),) = finish([processes[1 - victim]])
+    seconds = time.monotonic() - began
+    if number:
+        processes[victim].kill()  # a stopped one
+    ((_, _, victim_err),) = finish([processes[victim]])
+    assert code not in (0, None)
+    assert seconds < 10 + 20
+    # Where JAX notices first, it aborts in C++ with a message of its own.
+    assert process.LOST in err or re.search("coordination.service|distributed service|gloo", err)
+    if not number:
+        assert victim_err.splitlines()[-1] == "OSError: the disk is gone"
 
 
 def test_a_locked_workdir_ends_both(trained, tmp_path):

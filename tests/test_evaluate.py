@@ -112,7 +112,11 @@ def test_pixel_metrics_follow_from_the_saved_maps(evaluated):
     truth, values = np.ravel(truth), np.ravel(values)
     assert np.isfinite(values).all()
     record = read_metrics(evaluated.workdir)
-    assert record["evaluated_at"] == {"size": "native", "network_shape": [16, 16]}
+    assert record["evaluated_at"] == {
+        "size": "native",
+        "network_shape": [16, 16],
+        "images_without_pixel_labels": 0,
+    }
     assert record["pixel_auroc"] == pytest.approx(roc_auc_score(truth, values))
     assert record["pixel_ap"] == pytest.approx(average_precision_score(truth, values))
 

@@ -35,15 +35,18 @@ def test_every_choice_follows_the_platform():
     def choices():
         return (
             hardware.use_winograd(),
+            hardware.use_transposed_convolution(),
+            hardware.use_window_pooling(),
             hardware.loop_unroll(7),
             population.mapping(config),
             batches.steps_per_call(config, on_device=True),
         )
 
-    assert choices() == (True, 7, "unroll", 1)
+    assert choices() == (True, False, False, 7, "unroll", 1)
     for platform in ("gpu", "tpu"):
         with hardware.building_for(platform):
-            assert choices() == (False, 1, "vmap", 10)
+            is_gpu = platform == "gpu"
+            assert choices() == (False, is_gpu, not is_gpu, 1, "vmap", 10)
 
 
 def test_the_program_follows_the_platform():

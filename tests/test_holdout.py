@@ -4,8 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipelines.dataset import open_training
 from data_pipelines.errors import BadInput
-from data_pipelines.holdout import groups, held_out
+from data_pipelines.holdout import groups, held_out, resolve
+from data_pipelines.spec import DatasetSpec
+from layouts import category
 
 
 def test_none_and_auto_take_each_image_by_itself():
@@ -90,3 +93,40 @@ def test_one_group_cannot_be_held_out():
         BadInput, match=r"^data\.holdout_groups: .* all 3 training images are one group"
     ):
         held_out(["1", "2", "3"], "number:5", fraction=0.05, seed=0)
+
+
+def pairs(n):
+    """Returns the names of n parts under two exposures each."""
+    return [f"part{i // 2:02d}_exp{i % 2}.png" for i in range(2 * n)]
+
+
+def test_auto_keeps_the_exposures_of_a_part_together():
+    names = pairs(10)
+    assert resolve(names, "auto") == "number:0"
+    assert groups(names, "auto") == [names[i : i + 2] for i in range(0, 20, 2)]
+    assert len(held_out(names, "auto", fraction=0.05, seed=0)) == 2
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pairs(10),
+        [f"a1_exp{i}.png" for i in range(20)],  # one part
+        [f"a{i}_exp0.png" for i in range(20)],
+        [f"a{i // 19 * 500}_exp{i}.png" for i in range(20)],  # two parts, one of one image
+        [f"{i}{'9' * 200}_exp0.png" for i in range(20)],
+    ],
+)
+def test_auto_never_takes_most_of_the_images(names):
+    for seed in range(20):
+        drawn = held_out(names, "auto", fraction=0.05, seed=seed)
+        assert 0 < len(drawn) <= 2
+
+
+def test_the_rule_is_known(tmp_path):
+    root = category(tmp_path / "thing", train=8)
+    for i, path in enumerate(sorted((root / "train/good").iterdir())):
+        path.rename(path.with_name(pairs(4)[i]))
+    spec = DatasetSpec("folder", str(root), "", (20, 24), "auto", str(tmp_path / "cache"))
+    split = open_training(spec, holdout_fraction=0.1, seed=0)
+    assert (split.holdout_rule, len(split.held_out)) == ("number:0", 2)

@@ -320,6 +320,27 @@ def test_segmentation_loss_of_a_saturated_logit(logit, label):
     np.testing.assert_allclose(slope, sign / (1 + np.exp(right)), rtol=1e-5, atol=1e-12)
 
 
+@pytest.mark.parametrize("method", ["projection", "inpainting"])
+@pytest.mark.parametrize("bias", [-1e4, 1e4])
+def test_reconstructions_and_maps_stay_in_the_unit_interval(method, bias):
+    """A residual output exceeds it by half a grey level; f itself is not clipped."""
+    run_config = settings(
+        method,
+        model__output="residual_logit",
+        eval__anomaly_map="mse",
+        eval__smoothing="none",
+    )
+    params = methods.METHODS[method].init(run_config, KEY)
+    params["params"]["Conv_0"]["bias"] += bias
+    x = image_ops.to_float(jnp.asarray([[0], [255]], jnp.uint8)[:, :, None, None])
+    x = jnp.broadcast_to(x, (2, SIDE, SIDE, 3))
+    f = unet.bind(run_config.model, params)
+    assert np.abs(f(x) - (bias > 0)).max() == pytest.approx(1 / 510, rel=1e-3)
+    detections = detection.detect_float(params, x, run_config)
+    np.testing.assert_array_equal(detections.reconstruction, bias > 0)
+    assert detections.map.min() == 0 and detections.map.max() == 1
+
+
 def test_the_segmentation_network_has_no_residual_output():
     """With output="residual_logit" an untrained U-Net returns the image; here it must not."""
     run_config = settings("segmentation", model__output="residual_logit")

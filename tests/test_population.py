@@ -221,6 +221,79 @@ def test_a_stop_also_holds_for_the_programs_not_yet_started(trained, tmp_path, m
     assert [tuple(result[:2]) for result in results] == [(train.STOPPED, 7), (train.STOPPED, 0)]
 
 
+@pytest.mark.parametrize("mapping", ["unroll", "vmap"])
+def test_members_of_a_device_share_their_resident_data(
+    trained, alone, tmp_path, monkeypatch, mapping
+):
+    """Members of two seeds, hence of two splits, by turns: two sets on one device, not four."""
+    devices = jax.local_devices()[:2]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    configs = [member(trained.root, seed) for seed in (0, 1, 0, 0, 2)]
+    how = config.PopulationConfig(members_per_program=5, mapping=mapping)
+    members = [
+        (
+            dataclasses.replace(
+                settings,
+                population=how,
+                data=dataclasses.replace(settings.data, on_device="yes"),
+            ),
+            tmp_path / str(i),
+        )
+        for i, settings in enumerate(configs)
+    ]
+    placed = []
+    place = population.Population._place_data
+
+    def watched(self, members):
+        placed.append(place(self, members))
+        return placed[-1]
+
+    monkeypatch.setattr(population.Population, "_place_data", watched)
+    population.train_population(members)
+    ((resident, offsets),) = placed
+    assert {name: x.shape[:2] for name, x in resident.items()} == {
+        "image": (2, 16),
+        "texture": (2, 10),
+    }
+    assert [(rows["image"], rows["texture"]) for rows in offsets] == [
+        (0, 0),
+        (8, 5),
+        (0, 0),
+        (0, 0),
+        (8, 0),  # seeds 0 and 2 hold out the same texture
+    ]
+    for (_, workdir), settings in zip(members, configs, strict=True):
+        assert_close(workdir, alone(settings))
+
+
+def test_resident_data_are_counted_with_their_members(trained, tmp_path, monkeypatch):
+    """Two members on each of two devices: the data of one fit, those of two seeds do not."""
+    devices, kept = jax.local_devices()[:2], []
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+
+    def run_loop(group, trainer):
+        kept.append([run.on_device for run in group])
+        return [train.TrainResult(train.FINISHED, 10, {}) for _ in group]
+
+    monkeypatch.setattr(population, "run_loop", run_loop)
+
+    def on_device(name, seeds, memory):
+        monkeypatch.setattr("pae_jax.devices.batches._device_memory", lambda: memory)
+        members = [
+            (member(trained.root, seed), tmp_path / name / str(i)) for i, seed in enumerate(seeds)
+        ]
+        population.train_population(members)
+        return kept.pop()
+
+    images, textures = 8 * 16 * 16, 5 * 16 * 16 * 3  # grey images
+    validation = 4 * 16 * 16 * 7 * 4
+    one, two = (4 * (n * (images + textures) + validation) for n in (1, 2))
+    assert on_device("a", (0, 1, 2, 3), two) == [True] * 4
+    assert on_device("b", (0, 1, 2, 3), two - 4) == [False] * 4
+    assert on_device("c", (0, 0, 2, 2), one) == [True] * 4  # equal data are kept once
+    assert on_device("d", (0, 0, 2, 2), one - 4) == [False] * 4
+
+
 CATEGORIES = """
 from pae_jax.configs import default
 

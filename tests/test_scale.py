@@ -197,10 +197,16 @@ def test_resident_data_and_steps_per_call(monkeypatch):
         def memory_stats(self):
             return {"bytes_limit": self._limit}
 
-    size = images.nbytes + textures.nbytes
+    # A batch of validation examples: two images of three channels and a mask, float32.
+    few = config.from_config_dict({"data": {"size": 8}, "train": {"validation_examples": 3}})
+    size = images.nbytes + textures.nbytes + 3 * 8 * 8 * (3 + 3 + 1) * 4
     for limit, expected in ((4 * size, True), (4 * size - 4, False)):
         monkeypatch.setattr(jax, "local_devices", lambda limit=limit: [Device(limit)])
-        assert batches.is_resident(auto, images, textures) is expected
+        assert batches.is_resident(few, images, textures) is expected
+    # Where the device does not say, the vendor's figure is taken.
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(None)])
+    assert batches.is_resident(few, images, textures)
+    assert not batches.is_resident(few, np.broadcast_to(images[:1], (30 * 2**28, 4, 4, 3)))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert batches.steps_per_call(auto, on_device=True) == 10
     assert batches.steps_per_call(auto, on_device=False) == 1

@@ -12,6 +12,7 @@ from PIL import Image
 from data_pipelines import decode, holdout, patterns, textures
 from data_pipelines.cache import content_key
 from data_pipelines.errors import BadInput
+from data_pipelines.rows import Rows
 from layouts import write
 
 SIZE = 16
@@ -58,7 +59,7 @@ def test_builtin_is_large_and_varied(builtin):
 @pytest.mark.parametrize("seed", range(3))
 def test_builtin_holds_out_whole_families(seed, cache):
     opened = textures.open_textures("builtin", size=SIZE, cache_dir=cache, seed=seed)
-    held = opened.held_out.reshape(-1, textures.PER_FAMILY, SIZE, SIZE, 3)
+    held = np.asarray(opened.held_out).reshape(-1, textures.PER_FAMILY, SIZE, SIZE, 3)
     seen = {image.tobytes() for image in opened.train}
     source = textures._builtin()
     every = np.stack([source.row(i, SIZE) for i in range(len(source.families))])
@@ -151,24 +152,18 @@ def test_bad_folders_are_named(tmp_path):
     assert "notes.png" in error(broken)
 
 
-def _map_of(array):
-    """Returns the memory map that an array is a view of."""
-    while not isinstance(array, np.memmap):
-        array = array.base
-    return array
-
-
-def test_both_parts_are_slices_of_one_file_in_the_order_of_the_source(tmp_path):
-    root = _tree(tmp_path / "patterns", count=20)
+def test_all_seeds_and_fractions_share_one_file_in_the_order_of_the_source(tmp_path):
+    root, cache = _tree(tmp_path / "patterns", count=20), tmp_path / "c"
     source = textures._folder(str(root))
     shown = [source.row(i, SIZE) for i in range(20)]
-    for seed in range(3):
+    for seed, fraction in ((0, 0.3), (1, 0.3), (2, 0.3), (2, 0.1)):
         opened = textures.open_textures(
-            str(root), size=SIZE, cache_dir=str(tmp_path / "c"), seed=seed, holdout_fraction=0.3
+            str(root), size=SIZE, cache_dir=str(cache), seed=seed, holdout_fraction=fraction
         )
-        assert _map_of(opened.train) is _map_of(opened.held_out)
-        assert np.shares_memory(opened.train, _map_of(opened.train))
-        held_out_names = holdout.held_out(sorted(source.families), "none", fraction=0.3, seed=seed)
+        textures._open.cache_clear()  # as in another process
+        held_out_names = holdout.held_out(
+            sorted(source.families), "none", fraction=fraction, seed=seed
+        )
         is_held_out = [name in held_out_names for name in source.families]
         assert 0 < sum(is_held_out) < 20
         for part, chosen in ((opened.train, False), (opened.held_out, True)):
@@ -177,13 +172,38 @@ def test_both_parts_are_slices_of_one_file_in_the_order_of_the_source(tmp_path):
         # The fingerprint is that of the files in the source's order, as older runs recorded it.
         content = content_key("textures", decode.VERSION, SIZE, source.digests)
         assert opened.fingerprint == content_key(content, is_held_out)
+    (file,) = cache.glob("*.npy")
+    np.testing.assert_array_equal(np.load(file), shown)
+
+
+def test_textures_stay_in_the_file_until_they_are_read(builtin):
+    for part in builtin[:2]:
+        assert isinstance(part._array.base, np.memmap)
+        assert part.nbytes == len(part) * SIZE * SIZE * 3 == np.asarray(part).nbytes
+
+
+def test_rows_are_read_like_an_array():
+    array = np.random.default_rng(0).integers(0, 256, (7, 3, 2), np.uint8)
+    index = np.array([5, 0, 3])
+    part, expected = Rows(array, index), array[index]
+    assert (len(part), part.shape, part.dtype) == (3, expected.shape, np.uint8)
+    np.testing.assert_array_equal(part, expected)
+    np.testing.assert_array_equal(np.concatenate([part, part]), np.concatenate([expected] * 2))
+    assert np.asarray(part, np.float32).dtype == np.float32
+    keys = (0, -1, slice(1, None), [2, 2, 0], np.array([[0, 1], [2, 0]]))
+    for key in (*keys, (slice(None), 1), (1, slice(1, 3), 0), (np.array([[0, 1]]), 2)):
+        np.testing.assert_array_equal(part[key], expected[key])
+    assert [row.tolist() for row in part] == expected.tolist()
+    with pytest.raises(IndexError):
+        part[3]
 
 
 def test_one_process_opens_a_source_once_until_a_file_changes(tmp_path):
     root, options = _tree(tmp_path / "patterns"), {"size": SIZE, "cache_dir": str(tmp_path / "c")}
     first = textures.open_textures(str(root), seed=0, **options)
-    assert textures.open_textures(str(root), seed=0, **options) is first
-    assert textures.open_textures(str(root), seed=1, **options) is not first
+    for seed in (0, 1):
+        again = textures.open_textures(str(root), seed=seed, **options)
+        assert again.train._array is first.train._array
     write(root / "0.png", np.full((SIZE, SIZE, 3), 7, np.uint8))
     changed = textures.open_textures(str(root), seed=0, **options)
     assert changed.fingerprint != first.fingerprint

@@ -12,6 +12,7 @@ from PIL import Image
 from data_pipelines import tfds_source
 from data_pipelines.decode import decode_mask
 from data_pipelines.errors import BadInput
+from data_pipelines.items import Item
 from data_pipelines.prepare import main, prepare
 
 SHAPE = (12, 10)
@@ -210,3 +211,23 @@ def test_tfds_is_imported_late():
         "sys.exit('tensorflow_datasets' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_split_file_that_is_not_utf_8_or_has_too_few_columns(tmp_path):
+    from data_pipelines import visa as source
+
+    path = tmp_path / "1cls.csv"
+    path.write_bytes(b"object,split,label,image,mask\npcb1,train,normal,Pr\xfcfling.JPG,\n")
+    with pytest.raises(BadInput, match=r"1cls\.csv: not a CSV file in UTF-8"):
+        list(source._rows(path))
+    path.write_text("object,split,label,image,mask\npcb1,train\n")
+    with pytest.raises(BadInput, match=r"1cls\.csv, line 2: too few columns"):
+        list(source._rows(path))
+
+
+def test_a_name_that_tfds_cannot_store_is_refused():
+    from data_pipelines import mvtec_ad
+
+    item = Item("good/Pr\udcfcfling.png", lambda: b"", "good", None, "/data/Pr\udcfcfling.png")
+    with pytest.raises(BadInput, match=r"^/data/Pr\\xfcfling\.png: .* rename this file$"):
+        next(mvtec_ad.MvtecAd._generate_examples(None, [item]))

@@ -194,6 +194,7 @@ def test_the_start_is_reported(trained, tmp_path, messages):
     config = runs.load_config(trained.root, **once)
     record = json.loads((trained.workdir / "data.json").read_text())
     images = f"{record['training_images']} for training, {len(record['held_out_names'])} held out"
+    images += " (data.holdout_groups=auto: none)"
     for start in ("starting, 1 steps", "resumed from step 1 of 1"):
         messages.clear()
         train.train_and_evaluate(config, tmp_path)

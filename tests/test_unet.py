@@ -14,7 +14,16 @@ from data_pipelines.errors import BadInput
 from pae_jax.config import ModelConfig, from_config_dict
 from pae_jax.devices import hardware
 from pae_jax.image_ops import depth_to_space, pad_to_multiple, space_to_depth
-from pae_jax.unet import EDGE, GroupNorm, UNet, bind, max_pool, parameter_count, upsample
+from pae_jax.unet import (
+    EDGE,
+    OUTPUTS,
+    GroupNorm,
+    UNet,
+    bind,
+    max_pool,
+    parameter_count,
+    upsample,
+)
 
 TINY = ModelConfig(
     widths=(4, 8), branch_width=4, dilation_rates=(1, 2), dilated_kernel_size=3, bottleneck_layers=1
@@ -61,9 +70,74 @@ def test_pool_and_upsample_against_numpy():
     np.testing.assert_array_equal(upsample(jnp.asarray(x)), x.repeat(2, axis=1).repeat(2, axis=2))
 
 
+def with_extremes(x):
+    """Returns images of which a third of the values are 0 or 1."""
+    chosen = jax.random.uniform(jax.random.key(9), x.shape)
+    return jnp.where(chosen < 1 / 6, 0.0, jnp.where(chosen > 5 / 6, 1.0, x))
+
+
 def test_a_residual_output_starts_as_the_identity():
     net, variables, x = build(dataclasses.replace(TINY, output="residual_logit"))
-    np.testing.assert_allclose(net.apply(variables, x), np.clip(x, EDGE, 1 - EDGE), atol=1e-6)
+    x = with_extremes(x)
+    tangent = jax.random.normal(jax.random.key(3), x.shape)
+    value, product = jax.jvp(lambda z: net.apply(variables, z), (x,), (tangent,))
+    np.testing.assert_array_equal(value, x)
+    np.testing.assert_array_equal(product, tangent)
+
+
+def residual_logit(y, x):
+    """Applies the output layer to arrays of two axes."""
+    return OUTPUTS["residual_logit"](*(jnp.asarray(a)[None, ..., None] for a in (y, x)))[0, ..., 0]
+
+
+def scaled_logit(y, x):
+    """Returns (σ(y + logit s) − e) / (1 − 2e) with s = e + (1 − 2e)x, in numpy."""
+    s = EDGE + (1 - 2 * EDGE) * x
+    return (1 / (1 + np.exp(-y - np.log(s / (1 - s)))) - EDGE) / (1 - 2 * EDGE)
+
+
+def test_a_residual_output_has_its_derivative_everywhere(float64):
+    """Against finite differences of the formula, at 0, 1 and between."""
+    values, h = np.array([0.0, 1e-4, 0.25, 0.5, 1 - 1e-4, 1.0]), 1e-6
+    y, x = np.meshgrid([-6.0, -1.0, 0.0, 0.5, 4.0], values)
+    value, dx = jax.jvp(lambda z: residual_logit(y, z), (x,), (np.ones_like(x),))
+    dy = jax.jvp(lambda z: residual_logit(z, x), (y,), (np.ones_like(y),))[1]
+    np.testing.assert_allclose(value, scaled_logit(y, x), atol=1e-13)
+    expected = (scaled_logit(y, x + h) - scaled_logit(y, x - h)) / (2 * h)
+    np.testing.assert_allclose(dx, expected, rtol=1e-5)
+    np.testing.assert_array_equal(dx[y == 0], 1)
+    h = 1e-4  # of y, whose curvature is smaller
+    expected = (scaled_logit(y + h, x) - scaled_logit(y - h, x)) / (2 * h)
+    np.testing.assert_allclose(dy, expected, rtol=1e-6)
+    assert dy.min() > 0
+
+
+def test_a_residual_output_is_exact_in_float32():
+    """Near 0 and 1 as well, and for corrections of a whole image; with a bounded range."""
+    x = np.linspace(0, 1, 256, dtype=np.float32)
+    y, x = np.meshgrid(np.linspace(-14, 14, 57, dtype=np.float32), x)
+    value = residual_logit(y, x)
+    exact = scaled_logit(y.astype(float), x.astype(float))
+    np.testing.assert_allclose(value, exact, atol=4e-7)
+    for extreme in (-1e4, 1e4):
+        bound = (np.sign(extreme) * (0.5 + EDGE / (1 - 2 * EDGE))) + 0.5
+        value = residual_logit(np.full_like(x, extreme), x)
+        np.testing.assert_allclose(value, bound, atol=4e-7)
+
+
+def test_a_residual_output_of_any_value_is_finite():
+    """Noise and iterates leave [0, 1]; gradients have no NaN there either."""
+    x = np.array([-3.0, -0.1, -EDGE, -0.001, 1.001, 1 + EDGE, 1.2, 4.0], np.float32)
+    y, x = np.meshgrid(np.array([-200.0, -20.0, -1.0, 0.0, 1.0, 20.0, 200.0], np.float32), x)
+    np.testing.assert_array_equal(residual_logit(jnp.zeros_like(x), x), x)
+    for argument in (0, 1):
+        gradient = jax.grad(lambda *a: residual_logit(*a).sum(), argnums=argument)(y, x)
+        assert np.isfinite(gradient).all()
+    # Repeated application at the end of the range stays there.
+    z = jnp.zeros((1, 1))
+    for _ in range(50):
+        z = residual_logit(jnp.full((1, 1), -1e3), z)
+    np.testing.assert_allclose(z, -EDGE / (1 - 2 * EDGE), atol=0.007)
 
 
 def test_patches_keep_size_and_position():

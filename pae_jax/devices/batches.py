@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from data_pipelines import pipeline
+from data_pipelines.rows import Stored
 from pae_jax.config import Config
 from pae_jax.devices import hardware
 
@@ -30,21 +31,46 @@ class Batches(NamedTuple):
         uint8 pixels or int32 indices into `resident`.
     """
 
-    resident: dict[str, np.ndarray]
+    resident: dict[str, Stored]
     stream: Iterator[dict[str, np.ndarray]]
 
 
-def is_resident(config: Config, images: np.ndarray, textures: np.ndarray) -> bool:
+def is_resident(config: Config, *arrays: Stored) -> bool:
     """Returns whether images and textures are kept on the device.
 
-    With `data.on_device` = "auto" they are kept on an accelerator if they take at most a quarter
-    of its memory. A CPU would copy them within its own memory, where they are memory-mapped now.
+    With `data.on_device` = "auto" they are kept on an accelerator if they and a batch of
+    validation examples take at most a quarter of its memory. A CPU would copy them within its own
+    memory, where they are memory-mapped now.
+
+    Args:
+      config: the run's configuration.
+      arrays: all arrays for one device: images and textures of its run, or of its members.
     """
     if config.data.on_device != "auto":
         return config.data.on_device == "yes"
+    stored = sum(array.nbytes for array in arrays)
+    return stored + _validation_bytes(config) <= MEMORY_FRACTION * _device_memory()
+
+
+def _device_memory() -> float:
+    """Returns the bytes of a local accelerator's memory; 0 for a CPU, and where unknown."""
     device = jax.local_devices()[0]
-    limit = (device.memory_stats() or {}).get("bytes_limit", 0) if device.platform != "cpu" else 0
-    return images.nbytes + textures.nbytes <= MEMORY_FRACTION * limit
+    if device.platform == "cpu":
+        return 0.0
+    # Not every platform reports the size of its memory.
+    chip = hardware.chip(device.device_kind)
+    limit = (device.memory_stats() or {}).get("bytes_limit") or (chip.memory if chip else 0)
+    return float(limit)
+
+
+def _validation_bytes(config: Config) -> int:
+    """Returns the bytes of a batch of validation examples: corrupted, clean and mask, float32.
+
+    There is one per device, because its members are validated one after the other.
+    """
+    height, width = config.data.train_shape
+    count = min(config.train.batch_size, config.train.validation_examples)
+    return count * height * width * (3 + 3 + 1) * np.dtype(np.float32).itemsize
 
 
 def steps_per_call(config: Config, *, on_device: bool, start: int = 0) -> int:
@@ -74,8 +100,8 @@ def steps_per_call(config: Config, *, on_device: bool, start: int = 0) -> int:
 
 def open_batches(
     config: Config,
-    images: np.ndarray,
-    textures: np.ndarray,
+    images: Stored,
+    textures: Stored,
     *,
     start: int,
     steps: int,

@@ -93,6 +93,26 @@ def use_winograd() -> bool:
     return platform() == "cpu"
 
 
+def use_transposed_convolution() -> bool:
+    """Returns whether a convolution of an upsampled map is one transposed convolution.
+
+    On a GPU it has less memory traffic and fewer temporaries than four small convolutions, whose
+    results are interleaved. On a TPU it is cheaper alone, but the layouts that it asks for make
+    the whole network slower by the compiler's estimate (benchmarks/forms.py, docs/gpu.md).
+    """
+    return platform() == "gpu"
+
+
+def use_window_pooling() -> bool:
+    """Returns whether 2×2 pooling is a window reduction instead of a reshape and a maximum.
+
+    On a TPU the reshape changes the layout of the map; the compiler estimates 8 % more cycles
+    for the whole network. On a GPU and a CPU the gradient of the window reduction is slower
+    (benchmarks/forms.py, docs/gpu.md).
+    """
+    return platform() == "tpu"
+
+
 def compiler_options(*, deterministic: bool) -> dict[str, bool] | None:
     """Returns options for the compilation of a training step, or None for XLA's defaults.
 

@@ -44,7 +44,7 @@ def collectives(hlo: str) -> dict[str, Collective]:
             # The start of these two returns (operands, results, …).
             arrays = _tuple_elements(arrays)[1]
         count, size = totals.get(kind, (0, 0))
-        totals[kind] = Collective(count + 1, size + _byte_size(arrays))
+        totals[kind] = Collective(count + 1, size + byte_size(arrays))
     return totals
 
 
@@ -60,7 +60,7 @@ def _tuple_elements(shape: str) -> list[str]:
     return elements
 
 
-def _byte_size(shape: str) -> int:
+def byte_size(shape: str) -> int:
     """Returns the bytes of all arrays in a shape without layouts."""
     total = 0
     for dtype, sides in _ARRAY.findall(shape):

@@ -11,25 +11,41 @@ import platform
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipelines.errors import BadInput, first_line
+from data_pipelines.cache_folder import default_cache
+from data_pipelines.errors import BadInput, CannotWrite, first_line
+from pae_jax.devices import surroundings
 
 TUNABLES = "GLIBC_TUNABLES"
 # How long a process waits for the others at the start, in seconds.
 JOIN_TIMEOUT = 300
+# After how many seconds without a sign of life a process counts as lost, and all others end.
+HEARTBEAT_TIMEOUT = 60
+
+LOST = (
+    "another process of this run has ended or cannot be reached, so this one ends too; the same "
+    "command resumes from the last checkpoint"
+)
 
 
-def restart_with_huge_pages() -> None:
+def restart_with_huge_pages(script: str | None = None) -> None:
     """Restarts this program with glibc's malloc on huge pages; does nothing in the restarted one.
 
     On a CPU, XLA allocates several hundred MiB in every training step and touches each page of
     them first. With pages of 4 KiB this takes a quarter of the step. glibc (2.35 or later, Linux)
     reads the setting only when a program starts, so the program has to be restarted before it
     has done anything. A GLIBC_TUNABLES that the user set, even to nothing, is left unchanged.
+    Nothing is restarted where JAX will use an accelerator, nor in a program other than `pae`.
+
+    Args:
+      script: a script other than `pae` that may be restarted, because it has done nothing yet.
     """
-    if sys.platform == "linux" and TUNABLES not in os.environ:
+    if sys.platform != "linux" or TUNABLES in os.environ:
+        return
+    if surroundings.expects_cpu() and surroundings.may_restart(script):
         os.environ[TUNABLES] = "glibc.malloc.hugetlb=1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
@@ -44,11 +60,13 @@ def start(distributed: str | None = None) -> None:
         anywhere else; None for a single process.
 
     Raises:
-      BadInput: see `join_processes`.
+      BadInput: see `join_processes` and `surroundings.check_devices`.
     """
     use_compilation_cache()
+    surroundings.use_cache_without_home(default_cache())
     if distributed:
         join_processes(distributed)
+    surroundings.check_devices()
 
 
 def use_compilation_cache() -> None:
@@ -57,8 +75,6 @@ def use_compilation_cache() -> None:
     A directory that was given to JAX itself, in $JAX_COMPILATION_CACHE_DIR or in code, stays.
     """
     import jax
-
-    from data_pipelines.cache import default_cache
 
     if getattr(jax.config, "jax_compilation_cache_dir", None):
         return
@@ -122,7 +138,11 @@ def join_processes(distributed: str, timeout: float | None = None) -> None:
     # than it is given here, in a thread that is left behind when it does not come back.
     def join() -> None:
         try:
-            jax.distributed.initialize(initialization_timeout=int(timeout) + 3600, **arguments)
+            jax.distributed.initialize(
+                initialization_timeout=int(timeout) + 3600,
+                heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+                **arguments,
+            )
         except Exception as error:
             errors.append(error)
 
@@ -143,6 +163,35 @@ def join_processes(distributed: str, timeout: float | None = None) -> None:
                 f"found; give HOST:PORT/COUNT/INDEX ({first_line(error, 200)})"
             ) from error
         raise BadInput(f"--distributed={distributed}: {first_line(error, 200)}") from error
+
+
+@contextlib.contextmanager
+def end_alone() -> Iterator[None]:
+    """Ends this process at once if it raises inside the context, where the others do not.
+
+    Otherwise JAX would wait at its exit for the others, which wait for this one in the next
+    exchange. Without other processes the context does nothing.
+
+    Yields:
+      Nothing.
+    """
+    import jax
+
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if jax.process_count() == 1:
+            raise
+        if isinstance(error, BadInput | CannotWrite):
+            print(f"pae: {error}", file=sys.stderr)
+        elif any(library in str(error).lower() for library in ("gloo", "nccl")):
+            # The exchange failed, because another process is lost.
+            print(f"pae: {LOST}", file=sys.stderr)
+        else:
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(2 if isinstance(error, BadInput) else 1)
 
 
 def _close_stderr() -> None:

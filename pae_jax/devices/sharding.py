@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.errors import BadInput
+from data_pipelines.rows import Stored
 from pae_jax.config import Config
 
 DATA, MODEL, MEMBER = "data", "model", "member"
@@ -150,7 +151,7 @@ def state_sharding(mesh: Mesh, state: Any) -> Any:
     return jax.tree.map(leaf_sharding, state)
 
 
-def to_global(arrays: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
+def to_global(arrays: Mapping[str, Stored], sharding: NamedSharding) -> dict[str, jax.Array]:
     """Puts host arrays on the devices; every process holds them whole."""
     return {
         name: _make_array(array.shape, sharding, _part_of(array)) for name, array in arrays.items()
@@ -200,7 +201,7 @@ def _make_array(
         return jax.make_array_from_callback(shape, sharding, part)
 
 
-def _part_of(array: np.ndarray, rows: Sequence[int] | None = None) -> Callable[[Any], np.ndarray]:
+def _part_of(array: Stored, rows: Sequence[int] | None = None) -> Callable[[Any], np.ndarray]:
     """Returns a function of a device's index into the global array: its part of `array`.
 
     Args:

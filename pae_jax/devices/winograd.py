@@ -1,11 +1,11 @@
 """3×3 convolutions in the form that is fast on the platform.
 
-On a GPU or TPU they are XLA's convolutions. On a CPU XLA has a fast matrix product but slow
-convolutions, above all the gradient with respect to the kernel. There the same values, up to
-rounding, come from matrix products of (pixels, channels) by (channels, channels), between sums of
-neighbouring pixels: F(2×2, 3×3) of Lavin & Gray 2015 (arXiv 1509.09308), §4.1. It needs fewer
-multiplications. It is written in plain operations, so JAX differentiates it in both modes and
-nested. benchmarks/step.py measures it.
+On a GPU or TPU they are XLA's convolutions; docs/gpu.md compares those of an upsampled map. On a
+CPU XLA has a fast matrix product but slow convolutions, above all the gradient with respect to the
+kernel. There the same values, up to rounding, come from matrix products of (pixels, channels) by
+(channels, channels), between sums of neighbouring pixels: F(2×2, 3×3) of Lavin & Gray 2015
+(arXiv 1509.09308), §4.1. It needs fewer multiplications. It is written in plain operations, so JAX
+differentiates it in both modes and nested. benchmarks/step.py measures it.
 
 Maps are (b, h, w, channels), kernels (3, 3, input channels, output channels). Zeros lie beyond the
 borders, so maps keep their size.
@@ -78,6 +78,8 @@ def convolve_upsampled(
     """
     if _products_pay(kernel):
         return _apply_bilinear(x, kernel, UPSAMPLED)
+    if hardware.use_transposed_convolution():
+        return _convolve_transposed(x, kernel)
 
     # Along an axis the kernel (a, b, c) at an even position meets the previous pixel once and its
     # own pixel twice: (a, b + c). At an odd position it meets its own pixel twice and the next one
@@ -97,6 +99,18 @@ def convolve_upsampled(
     )
 
 
+def _convolve_transposed(x: Array, kernel: Array) -> Array:
+    """Returns the convolution of the upsampled map as one transposed convolution of stride 2.
+
+    Its kernel is that of the 3×3 convolution of a 2×2 block: (a, a + b, b + c, c) along an axis.
+    It needs the multiplications of the four 2×2 convolutions without storing four maps.
+    """
+    for axis in (0, 1):
+        a, b, c = jnp.split(kernel, 3, axis)
+        kernel = jnp.concatenate([a, a + b, b + c, c], axis)
+    return _correlate(x, kernel, ((2, 2), (2, 2)), upsampling=2)
+
+
 def _products_pay(kernel: Array) -> bool:
     """Returns whether the bilinear algorithms are faster than XLA's convolutions."""
     # With few channels the sums cost more than the products they save. In bfloat16 they would
@@ -105,9 +119,17 @@ def _products_pay(kernel: Array) -> bool:
     return hardware.use_winograd() and wide and kernel.dtype == jnp.float32
 
 
-def _correlate(x: Array, kernel: Array, padding: Sequence[tuple[int, int]]) -> Array:
-    layout = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=layout)
+def _correlate(
+    x: Array, kernel: Array, padding: Sequence[tuple[int, int]], upsampling: int = 1
+) -> Array:
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        padding,
+        lhs_dilation=(upsampling, upsampling),  # zeros between the pixels
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
 def _apply_bilinear(x: Array, kernel: Array, algorithm: Bilinear) -> Array:

@@ -45,7 +45,8 @@ def inpainting_map(params: Any, x: Images, config: Config) -> tuple[Images, Floa
     for side in sides:
         hidden = jnp.asarray(inpainting_sets(shape, side), x.dtype)[:, None, :, :, None]
         visible = (x[None] * (1 - hidden)).reshape(-1, *x.shape[1:])
-        filled = f(visible).reshape(SETS, *x.shape)
+        # As in `projection_map`: an f may leave [0, 1] by a little.
+        filled = jnp.clip(f(visible), 0, 1).reshape(SETS, *x.shape)
         # The sets are disjoint and cover the image, so every pixel comes from the one pass in
         # which it was hidden.
         reconstructions.append(jnp.sum(hidden * filled, axis=0))

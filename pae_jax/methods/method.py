@@ -26,10 +26,11 @@ class Method(NamedTuple):
         averaged, (b,), and its terms by name, (b,) each. `hyperparameters` are traced if one
         program trains several runs; None takes the values of the config.
       anomaly_map: (params, images (b, h, w, 3) in [0, 1], config) → a reconstruction of the
-        images, or None, and maps (b, h, w) in [0, 1], or (b, 1, 1) with one value per image.
+        images in [0, 1], or None, and maps (b, h, w) in [0, 1], or (b, 1, 1) with one value per
+        image.
       reconstruct: (params, config) → f, the function from images to images whose properties as a
-        projection are measured. None if the method has no such function; then there are no
-        diagnostics.
+        projection are measured; it may leave [0, 1] by a little. None if the method has no such
+        function; then there are no diagnostics.
       fit: (params, stored images (n, h, w, c), config) → parameters, on the host, once before
         the first step. None if nothing is computed from the training images at once.
       localises: True if the maps differ between pixels; otherwise pixel metrics are undefined.

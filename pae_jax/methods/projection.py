@@ -52,7 +52,8 @@ def projection_map(bind: Bind) -> Callable[[Any, Array, Config], tuple[Array, Ar
     """Returns `Method.anomaly_map` for an f: f(x̂) and the smoothed map Δ(x̂, f(x̂)) of §2.2."""
 
     def compare(params: Any, x: Array, config: Config) -> tuple[Array, Array]:
-        reconstruction = projection.project(bind(params, config), x, config.eval)
+        # An f may leave [0, 1] by a little. Only here it is clipped, after its last application.
+        reconstruction = jnp.clip(projection.project(bind(params, config), x, config.eval), 0, 1)
         return reconstruction, anomaly_map.smoothed_map(x, reconstruction, config.eval)
 
     return compare

@@ -1,7 +1,11 @@
-"""Confidence intervals by a seeded bootstrap over images. Host code.
+"""Intervals of metrics by a seeded bootstrap over images. Host code.
 
 Images are drawn with replacement, separately for normal and anomalous ones (stratified), so
-that every draw has as many images of each class as the data. The intervals are percentiles.
+that every draw has as many images of each class as the data. An interval holds the middle of the
+values of the draws, between two percentiles. With many images it is close to a confidence
+interval of that level. With few it is too narrow: for an AUROC of 0.8, the true value lies in the
+95 % interval in 94 % of cases with 10 images of each class, in 84 % with 5, in 47 % with 2 and
+never with 1, because there every draw is the same.
 
 Each image is reduced once to its counts between fixed scores, the edges, and a draw is a
 weighted sum of these counts. Every edge is a threshold of the exact curve of every draw. Only

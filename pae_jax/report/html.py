@@ -14,7 +14,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
@@ -24,7 +23,7 @@ from markupsafe import Markup
 
 from pae_jax.report import charts, pictures
 from pae_jax.report.table import is_defined
-from pae_jax.workdir.files import write_atomically
+from pae_jax.workdir.files import AnyPath, write_atomically
 
 THUMBNAIL_SIDE = 160  # pixels of a thumbnail's longer side
 JPEG_QUALITY = 75
@@ -142,7 +141,7 @@ class _Row(NamedTuple):
     pictures: Sequence[tuple[str, str | None]]
 
 
-def write_report(path: Path, report: Report) -> None:
+def write_report(path: AnyPath, report: Report) -> None:
     """Writes the page at once or not at all.
 
     The memory needed is that of the thumbnails, at most 0.3 MB per image, and that of the page.
@@ -280,7 +279,7 @@ def _measures(measures: Mapping[str, Measure]) -> _Table:
         value, *ends = measure if isinstance(measure, tuple) else (measure,)
         interval = "–".join(_text(end) for end in ends if is_defined(end))
         rows.append([name, _text(value), interval])
-    columns = ["", "value", "95 % interval"]
+    columns = ["", "value", "95 % of draws"]
     if any(interval for _, _, interval in rows):
         return _Table(columns, rows)
     return _Table(columns[:2], [row[:2] for row in rows])

@@ -3,13 +3,12 @@
 import functools
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Shaped, UInt8
 
-from pae_jax.workdir.files import write_atomically
+from pae_jax.workdir.files import AnyPath, write_atomically
 
 Picture = UInt8[np.ndarray, "h w 3"]
 
@@ -104,6 +103,6 @@ def encode(
     return buffer.getvalue()
 
 
-def save_png(path: Path, picture: Shaped[np.ndarray, "h w *c"]) -> None:
+def save_png(path: AnyPath, picture: Shaped[np.ndarray, "h w *c"]) -> None:
     """Writes a picture or mask as a PNG file, at once or not at all."""
     write_atomically(path, encode(picture))

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from pae_jax.report import statements
+
 PER_TYPE_METRICS = (
     "image_auroc_sum",
     "image_auroc_max",
@@ -49,10 +51,14 @@ def _metrics(record: Mapping[str, Any]) -> list[str]:
 
 
 def _decisions(record: Mapping[str, Any]) -> list[str]:
-    """Returns the threshold and how many test images of each class exceed it."""
+    """Returns the threshold, its expected rate, and how many test images exceed it."""
     threshold, good = record["threshold"], record["images"]["good"]
     score = record["provenance"]["config"]["eval"]["image_score"]
     lines = [f"{'threshold':24s}image score {score} > {threshold['score']:.6g}"]
+    held_out = threshold["images"]
+    odds = statements.chance(held_out, threshold["false_positive_rate"])
+    source = f"from {held_out} held-out normal image{'s' if held_out > 1 else ''}"
+    lines.append(f"{'expected false alarms':24s}at most {odds}, {source}")
     for name, rate, total, truth in (
         ("false alarms", threshold["test_false_positive_rate"], good, "good"),
         (

@@ -11,6 +11,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from data_pipelines.errors import BadInput, CannotWrite, first_line
+from pae_jax.workdir.paths import AnyPath
 
 # Any, because Orbax's annotations contradict its own classes.
 _training: Any = ocp.training
@@ -20,7 +21,7 @@ class Checkpoints:
     """The checkpoints of one workdir; a context manager that waits for pending saves.
 
     Args:
-      workdir: the folder of the run.
+      workdir: the folder of the run, local or gs://.
       keep: how many of the newest checkpoints are kept. None opens the checkpoints for reading
         only and removes nothing, because a save that looks interrupted may be one that another
         process is writing.
@@ -29,10 +30,11 @@ class Checkpoints:
       directory: the folder of the checkpoints.
     """
 
-    def __init__(self, workdir: Path, *, keep: int | None = None):
+    def __init__(self, workdir: AnyPath, *, keep: int | None = None):
         logging.getLogger("absl").addFilter(_is_not_orbax_traceback)
-        # Orbax needs an absolute path.
-        self.directory = workdir.absolute() / "checkpoints"
+        # Orbax needs an absolute path, which a URI is; `absolute` would prepend the local folder.
+        root = workdir.absolute() if isinstance(workdir, Path) else workdir
+        self.directory = root / "checkpoints"
         self._orbax = _training.Checkpointer(
             self.directory,
             # The training loop decides when to save, so Orbax may save at every step.
@@ -68,7 +70,8 @@ class Checkpoints:
           CannotWrite: this save failed, or the one before it in the background. `wait` and the
             end of the context raise it as well. Earlier checkpoints are not changed.
         """
-        # Orbax writes to a temporary directory and renames it when everything is on disk.
+        # Orbax writes to a temporary directory and renames it when everything is on disk. In a
+        # bucket it marks the directory as complete instead.
         checkpoint = {"state": state, "data": {"position": np.asarray(step)}}
         # An unreadable checkpoint of this step may be left from an earlier run.
         overwrite = step in self.steps

@@ -1,4 +1,4 @@
-"""Files of a run: atomic writing, JSON and CSV."""
+"""Files of a run: atomic writing, JSON and CSV; on a local disk or a URI."""
 
 import csv
 import io
@@ -6,20 +6,35 @@ import json
 import math
 import os
 import tempfile
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.errors import BadInput, CannotWrite
+from data_pipelines.errors import BadInput, CannotWrite, first_line
+from pae_jax.workdir.paths import AnyPath, is_uri
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Writes a file at once or not at all, by renaming a temporary file beside it.
+def write_atomically(path: AnyPath, content: bytes | str) -> None:
+    """Writes a file at once or not at all; makes its folder.
+
+    A local file is written beside its place and renamed. An object of a bucket needs no renaming,
+    because it appears when its upload is complete.
 
     Raises:
       CannotWrite: no space or no permission.
     """
     data = content.encode() if isinstance(content, str) else content
+    if isinstance(path, Path):
+        _replace(path, data)
+        return
+    try:
+        path.write_bytes(data)
+    except Exception as error:  # the drivers of buckets raise many types
+        raise CannotWrite(path, error) from error
+
+
+def _replace(path: Path, data: bytes) -> None:
     # In the same folder, because only a rename within one file system is atomic. The process id
     # keeps the files of two processes apart.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -46,41 +61,59 @@ def to_json(value: Any, **options: Any) -> str:
     return json.dumps(with_nulls(value), allow_nan=False, **options)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: AnyPath, value: Any) -> None:
     """Writes a JSON file with sorted keys, at once or not at all."""
     write_atomically(path, to_json(value, indent=2, sort_keys=True) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: AnyPath) -> Any:
     """Reads a JSON file of a workdir.
 
     Raises:
       BadInput: the file is missing or cannot be read.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise BadInput(f"{path}: not found; is this the workdir of a training run?") from None
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: cannot be read ({error})") from None
+    except Exception as error:  # the drivers of buckets raise many types
+        raise BadInput(f"{path}: cannot be read ({first_line(error, 300)})") from error
 
 
-def check_writable(directory: Path) -> None:
-    """Checks that files can be written to a directory; makes the directory if it is missing.
+def check_writable(directory: AnyPath) -> None:
+    """Checks that files can be written to a directory; makes a local one if it is missing.
 
     Raises:
       BadInput: the directory cannot be made or written.
     """
+    # A file is created, because permissions alone do not show a full or read-only disk.
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        # A file is created, because permissions alone do not show a full or read-only disk.
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise BadInput(f"{directory}: cannot be written ({error.strerror})") from None
+        if isinstance(directory, Path):
+            directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=directory):
+                pass
+        else:
+            trial = directory / f".trial-{uuid.uuid4().hex}"
+            trial.write_bytes(b"")
+            trial.unlink()
+    except FileNotFoundError as error:
+        # Folders are made, in a bucket with the first object.
+        reason = "no such bucket" if is_uri(directory) else error.strerror
+        raise BadInput(f"{directory}: cannot be written ({reason})") from error
+    except Exception as error:  # the drivers of buckets raise many types
+        reason = getattr(error, "strerror", None) or first_line(error, 300)
+        raise BadInput(f"{directory}: cannot be written ({reason})") from error
 
 
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def is_empty(directory: AnyPath) -> bool:
+    """Returns whether a directory holds nothing; one that does not exist is empty."""
+    try:
+        return not any(True for _ in directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+
+
+def write_csv(path: AnyPath, rows: Sequence[dict[str, Any]]) -> None:
     """Writes rows of the same columns as CSV, at once or not at all."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

@@ -3,6 +3,8 @@
 W/metrics.jsonl    one JSON object per line: {"step": …, name: value, …}
 W/tensorboard/     the same scalars and the panels for TensorBoard
 W/panels/          the panels as PNG files
+
+If W is a URI, the first two are written to a local folder (staging.py) and uploaded.
 """
 
 import contextlib
@@ -24,6 +26,8 @@ from pae_jax.config import Config
 from pae_jax.devices import hardware
 from pae_jax.report import pictures
 from pae_jax.workdir.files import to_json, write_atomically
+from pae_jax.workdir.paths import AnyPath
+from pae_jax.workdir.staging import Staging
 
 
 def configure_logging() -> None:
@@ -52,20 +56,30 @@ class _StderrHandler(logging.Handler):
 
 
 class RunLog:
-    """The log of a run that starts, or resumes, after `start` steps; a context manager."""
+    """The log of a run that starts, or resumes, after `start` steps; a context manager.
 
-    def __init__(self, workdir: Path, config: Config, *, start: int):
+    Args:
+      workdir: the folder of the run.
+      config: the run's configuration.
+      start: the number of updates done.
+      staging: where the log is written; by default in the workdir, which is local then.
+    """
+
+    def __init__(
+        self, workdir: AnyPath, config: Config, *, start: int, staging: Staging | None = None
+    ):
+        staging = staging or Staging(workdir)
         self._config = config.train
         self._last_step = methods.steps(config)
         self._panels = workdir / "panels"
-        self._path = workdir / "metrics.jsonl"
+        self._path = staging.fetch("metrics.jsonl")
         self._lines = _open_lines(self._path, start)
         self._board = None
         if config.train.tensorboard:
             from tensorboardX import SummaryWriter
 
             purge_step = start + 1 if start else None
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge_step)
+            self._board = SummaryWriter(str(staging.folder / "tensorboard"), purge_step=purge_step)
         self._bar: Any = None
         self._restart_clock()
 
@@ -82,6 +96,12 @@ class RunLog:
             self._lines.close()
         if self._board:
             self._board.close()
+
+    def flush(self) -> None:
+        """Writes everything that was logged to the local files."""
+        # Lines are flushed when they are written.
+        if self._board:
+            self._board.flush()
 
     def step(
         self,

@@ -4,8 +4,8 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,9 @@ from pae_jax.config import Config
 from pae_jax.devices import batches, process
 from pae_jax.workdir import logs, record, validation
 from pae_jax.workdir.checkpoint import Checkpoints
+from pae_jax.workdir.lock import Check
+from pae_jax.workdir.paths import AnyPath, to_workdir
+from pae_jax.workdir.staging import Staging
 
 FINISHED, STOPPED, DIVERGED = "finished", "stopped", "diverged"
 
@@ -51,15 +54,19 @@ class Run:
       on_device: whether images and textures are kept on the device.
       checkpoints: the checkpoints in the workdir.
       is_main_process: whether this process validates and logs. All processes save.
+      staging: the local folder of the log and of traces; the workdir itself if it is local.
+      check_owner: raises CannotWrite if another process has taken the workdir over.
     """
 
     config: Config
-    workdir: Path
+    workdir: AnyPath
     data: TrainingSplit
     textures: Textures
     on_device: bool
     checkpoints: Checkpoints
     is_main_process: bool
+    staging: Staging
+    check_owner: Check
 
     def steps_per_call(self, start: int) -> int:
         """Returns how many steps run per compiled call if the run starts after `start` steps."""
@@ -99,8 +106,15 @@ class Run:
             self.data.held_out, self.textures.held_out, self.config
         )
         validate = validation.make_validate(self.config, examples)
-        with logs.RunLog(self.workdir, self.config, start=start) as log:
-            yield Recorder(self.checkpoints, log, validate)
+        with logs.RunLog(self.workdir, self.config, start=start, staging=self.staging) as log:
+
+            def prepare_save() -> None:
+                self.check_owner()
+                # First, so that a run that is killed has the log of its newest checkpoint.
+                log.flush()
+                self.staging.upload()
+
+            yield Recorder(self.checkpoints, log, validate, prepare_save)
 
 
 @dataclasses.dataclass
@@ -111,6 +125,7 @@ class Recorder:
       checkpoints: the run's checkpoints.
       log: the run's log in the main process, None in the others.
       validate_params: parameters → metrics and a panel; None with `log`.
+      prepare_save: is called before each save; None with `log`.
       scores: metrics of the last validation.
       result: how the run ended; None until then.
     """
@@ -118,6 +133,7 @@ class Recorder:
     checkpoints: Checkpoints
     log: logs.RunLog | None = None
     validate_params: Callable[[Any], tuple[dict[str, float], np.ndarray]] | None = None
+    prepare_save: Callable[[], None] | None = None
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
     result: TrainResult | None = None
 
@@ -157,7 +173,9 @@ class Recorder:
                 return
 
     def save(self, step: int, state: Any) -> None:
-        """Saves a checkpoint in the background."""
+        """Saves a checkpoint in the background, after the log that belongs to it."""
+        if self.prepare_save:
+            self.prepare_save()
         self.checkpoints.save(step, state)
 
     def finish(self, outcome: str, step: int) -> None:
@@ -166,7 +184,7 @@ class Recorder:
 
 
 @contextlib.contextmanager
-def open_run(config: Config, workdir: str | Path) -> Iterator[Run]:
+def open_run(config: Config, workdir: str | os.PathLike[str]) -> Iterator[Run]:
     """Checks a config, opens its data, and locks the workdir while the context is open.
 
     If several processes train one run, each opens it, and the main process holds the lock. What
@@ -174,7 +192,7 @@ def open_run(config: Config, workdir: str | Path) -> Iterator[Run]:
 
     Args:
       config: the run's configuration.
-      workdir: a new folder, or one that holds a run of the same configuration.
+      workdir: a new folder, or one that holds a run of the same configuration; local or gs://.
 
     Yields:
       The run.
@@ -182,8 +200,9 @@ def open_run(config: Config, workdir: str | Path) -> Iterator[Run]:
     Raises:
       BadInput: the config or its data cannot be used, or the workdir holds another run.
     """
-    workdir, is_main_process = Path(workdir), jax.process_index() == 0
+    is_main_process = jax.process_index() == 0
     with process.fail_together():
+        workdir = to_workdir(workdir)
         augmentation.check_policy(config.data.augmentation, config.data.shape)
         methods.check(config)
         record.check_workdir(workdir, config)
@@ -191,22 +210,39 @@ def open_run(config: Config, workdir: str | Path) -> Iterator[Run]:
         data_record = _data_record(data, textures)
     _compare_processes(workdir, config, data_record)
     with contextlib.ExitStack() as stack:
+        check_owner = _no_check
         with process.fail_together():
             if is_main_process:
-                stack.enter_context(record.lock_workdir(workdir, config, data_record))
+                check_owner = stack.enter_context(record.lock_workdir(workdir, config, data_record))
+        staging = stack.enter_context(Staging(workdir))
         checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.train.keep_checkpoints))
         on_device = batches.is_resident(config, data.images, textures.train)
-        yield Run(config, workdir, data, textures, on_device, checkpoints, is_main_process)
+        yield Run(
+            config,
+            workdir,
+            data,
+            textures,
+            on_device,
+            checkpoints,
+            is_main_process,
+            staging,
+            check_owner,
+        )
 
 
-def _compare_processes(workdir: Path, config: Config, data_record: Mapping[str, Any]) -> None:
+def _no_check() -> None:
+    """Takes the place of `lock` in the processes that do not hold the lock."""
+
+
+def _compare_processes(workdir: AnyPath, config: Config, data_record: Mapping[str, Any]) -> None:
     """Checks that all processes have the same config and data and see the same checkpoints.
 
     Raises:
       BadInput: they do not; the same line in all of them.
     """
     checkpoints = sorted(path.name for path in (workdir / "checkpoints").glob("[0-9]*"))
-    values = {"config": config.to_dict(), "data": data_record, "checkpoints": checkpoints}
+    settings = record.without_places(config)
+    values = {"config": settings, "data": data_record, "checkpoints": checkpoints}
     first, *others = map(json.loads, process.gather_texts(json.dumps(values)))
     for i, other in enumerate(others, start=1):
         for key, value, other_value in record.differences(first, other):
@@ -237,8 +273,11 @@ def open_run_textures(config: Config) -> Textures:
 
 def _data_record(data: TrainingSplit, textures: Textures) -> dict[str, Any]:
     """Returns the contents of data.json, which evaluation needs and a reader may want."""
+    # Only where it has a part: a record without it is that of images of 8 bits.
+    values = {} if data.value_range is None else {"value_range": list(data.value_range)}
     return {
         "channels": data.channels,
+        **values,
         "training_images": len(data.images),
         "held_out_names": list(data.held_out_names),
         "fingerprint": data.fingerprint,

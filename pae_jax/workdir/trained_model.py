@@ -1,7 +1,6 @@
 """A trained model of a workdir: its parameters, its images and its thresholds."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ from pae_jax.config_schema import SCHEMA, upgrade
 from pae_jax.detection import Thresholds, choose_thresholds, detect_all
 from pae_jax.workdir.checkpoint import Checkpoints
 from pae_jax.workdir.files import read_json, write_json
+from pae_jax.workdir.paths import AnyPath
 from pae_jax.workdir.record import read_config, read_data_record
 
 
@@ -26,15 +26,17 @@ class Model(NamedTuple):
       params: the parameters for evaluation; their moving average if the run computes one.
       step: the number of updates in the checkpoint.
       channels: the channels of the stored images; 1 if all training images are grey, else 3.
+      value_range: the values of training images of more than 8 bits that became 0 and 255, or None.
     """
 
     config: Config
     params: Any
     step: int
     channels: int
+    value_range: tuple[float, float] | None = None
 
 
-def load(workdir: Path, overrides: Sequence[str] = ()) -> Model:
+def load(workdir: AnyPath, overrides: Sequence[str] = ()) -> Model:
     """Returns the model of the newest readable checkpoint.
 
     Args:
@@ -50,12 +52,13 @@ def load(workdir: Path, overrides: Sequence[str] = ()) -> Model:
             raise BadInput(f"{word}: after training, only --config.eval.KEY=VALUE can be set")
     config = from_config_dict(override(config.to_dict(), overrides))
     step, state = restore(workdir, config)
-    channels = read_data_record(workdir)["channels"]
-    return Model(config, state.eval_params, step, channels)
+    data = read_data_record(workdir)
+    values = tuple(data["value_range"]) if "value_range" in data else None
+    return Model(config, state.eval_params, step, data["channels"], values)
 
 
 def restore(
-    workdir: Path, config: Config, *, until: int | None = None
+    workdir: AnyPath, config: Config, *, until: int | None = None
 ) -> tuple[int, train_step.TrainState]:
     """Restores the newest readable checkpoint to the first device.
 
@@ -84,7 +87,7 @@ def restore(
     return restored
 
 
-def open_split(workdir: Path, config: Config) -> TrainingSplit:
+def open_split(workdir: AnyPath, config: Config) -> TrainingSplit:
     """Opens the training split of the run: the training images and those held out.
 
     Args:
@@ -101,13 +104,21 @@ def open_split(workdir: Path, config: Config) -> TrainingSplit:
         seed=config.train.seed,
         max_images=data.max_images,
     )
-    if split.fingerprint != read_data_record(workdir)["fingerprint"]:
+    record = read_data_record(workdir)
+    if split.fingerprint != record["fingerprint"]:
         raise BadInput(f"{data.root or data.source}: other training images than those of the run")
+    # Earlier versions took this range for all images of more than 8 bits.
+    values = tuple(record.get("value_range", (0.0, 65535.0)))
+    if split.value_range not in (None, values):
+        raise BadInput(
+            f"{workdir}: trained on values {values} of images of more than 8 bits, and by "
+            f"data.value_range they are {split.value_range} now; train in a new workdir"
+        )
     return split
 
 
 def thresholds(
-    workdir: Path, model: Model, split: Callable[[], TrainingSplit] | None = None
+    workdir: AnyPath, model: Model, split: Callable[[], TrainingSplit] | None = None
 ) -> Thresholds:
     """Returns the thresholds of a model from the held-out normal images.
 

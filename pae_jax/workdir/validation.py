@@ -11,6 +11,7 @@ from typing import Any, overload
 import jax
 import numpy as np
 
+from data_pipelines.rows import Stored
 from pae_jax import diagnostics, metrics, objective, rng
 from pae_jax.config import Config
 from pae_jax.corruption import CorruptedBatch
@@ -36,8 +37,8 @@ class Examples(Sequence[CorruptedBatch]):
 
     def __init__(
         self,
-        images: np.ndarray,
-        textures: np.ndarray,
+        images: Stored,
+        textures: Stored,
         rows: list[tuple[np.ndarray, np.ndarray]],
         key: jax.Array,
         config: Config,
@@ -65,7 +66,7 @@ class Examples(Sequence[CorruptedBatch]):
 
 
 def fixed_examples(
-    images: np.ndarray, textures: np.ndarray, config: Config, *, at_most: int | None = None
+    images: Stored, textures: Stored, config: Config, *, at_most: int | None = None
 ) -> Examples:
     """Returns `train.validation_examples` corrupted examples, the same at every call.
 
@@ -145,7 +146,7 @@ def make_measure(config: Config) -> Measure:
         for examples_batch in examples:
             # To the device of the parameters: a member of a population may be on another one.
             batch = jax.device_put(examples_batch, jax.tree.leaves(params)[0].sharding)
-            outputs.append(jax.device_get(_measure_batch(params, batch, config=plain)))
+            outputs.append(jax.device_get(measure_batch(params, batch, config=plain)))
             anomalous.append(jax.device_get(batch.mask)[..., 0] > VISIBLE)
         values = diagnostics.summarise([quantities for quantities, _ in outputs])
         if localises:
@@ -158,9 +159,10 @@ def make_measure(config: Config) -> Measure:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _measure_batch(
+def measure_batch(
     params: Any, batch: CorruptedBatch, *, config: Config
 ) -> tuple[Diagnostics, Detection]:
+    """Returns the quantities of a batch of examples, one value per example, and its detections."""
     method = METHODS[config.method]
     # Without noise and penalties the loss draws no random number, so that any key will do.
     loss, _ = method.loss(params, batch, jax.random.key(0), config, 0)
