@@ -96,9 +96,9 @@ def use_winograd() -> bool:
 def use_transposed_convolution() -> bool:
     """Returns whether a convolution of an upsampled map is one transposed convolution.
 
-    On a GPU it has less memory traffic and fewer temporaries than four small convolutions, whose
-    results are interleaved. On a TPU it is cheaper alone, but the layouts that it asks for make
-    the whole network slower by the compiler's estimate (benchmarks/forms.py, docs/gpu.md).
+    On a GPU the compiled network has less memory traffic and fewer temporaries with it than with
+    four small convolutions. On a TPU it is cheaper alone, but the compiler estimates more cycles
+    for the whole network (benchmarks/forms.py, docs/gpu.md).
     """
     return platform() == "gpu"
 
@@ -106,9 +106,8 @@ def use_transposed_convolution() -> bool:
 def use_window_pooling() -> bool:
     """Returns whether 2×2 pooling is a window reduction instead of a reshape and a maximum.
 
-    On a TPU the reshape changes the layout of the map; the compiler estimates 8 % more cycles
-    for the whole network. On a GPU and a CPU the gradient of the window reduction is slower
-    (benchmarks/forms.py, docs/gpu.md).
+    For a TPU the compiler estimates 8 % fewer cycles of the whole network with it. For a GPU it
+    counts more memory traffic, and on a CPU it is slower (benchmarks/forms.py, docs/gpu.md).
     """
     return platform() == "tpu"
 
