@@ -52,7 +52,7 @@ class Comparison(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What a form costs; None where it is not known."""
+    """The cost of a form; None for a figure that is not known."""
 
     gflop: float | None
     gigabytes: float | None

@@ -261,17 +261,12 @@ def _holdout_rule(spec: DatasetSpec, source: ModuleType, names: Sequence[str]) -
 def _training_range(spec: DatasetSpec, files: Sequence[File]) -> Range | None:
     """Returns the range of the training images of more than 8 bits; None if there are none."""
     setting, extrema = value_range.parse(spec.value_range), _extrema(spec, files)
-    deep = [files[i] for i in extrema]
-    if not deep:
+    if not extrema:
         return None
-    values = setting or value_range.choose(
-        list(extrema.values()),
-        [file.kind == decode.FLOAT for file in deep],
-        [file.origin for file in deep],
-    )
+    values = setting or _choose_range(files, extrema)
     inform(
         f"data.value_range={spec.value_range}: values {values[0]:.10g} to {values[1]:.10g} of "
-        f"{len(deep)} training images become 0 to 255"
+        f"{len(extrema)} training images become 0 to 255"
     )
     return values
 
@@ -291,14 +286,10 @@ def _test_range(
         return None
     values = trained or value_range.parse(setting)
     if values is None:
-        deep = [files[i] for i in extrema]
-        values = value_range.choose(
-            list(extrema.values()),
-            [file.kind == decode.FLOAT for file in deep],
-            [file.origin for file in deep],
-        )
+        values = _choose_range(files, extrema)
+        first = files[next(iter(extrema))].origin
         warn(
-            f"{deep[0].origin}: more than 8 bits, as {len(deep)} images here, unlike the training "
+            f"{first}: more than 8 bits, as {len(extrema)} images here, unlike the training "
             f"images; their values {values[0]:.10g} to {values[1]:.10g} become 0 to 255; "
             "data.value_range sets it for a new run"
         )
@@ -312,6 +303,16 @@ def _test_range(
             f"{least:.10g} to {most:.10g})"
         )
     return values
+
+
+def _choose_range(files: Sequence[File], extrema: dict[int, Range]) -> Range:
+    """Returns the range that `value_range.choose` takes for the files with extrema."""
+    deep = [files[i] for i in extrema]
+    return value_range.choose(
+        list(extrema.values()),
+        [file.kind == decode.FLOAT for file in deep],
+        [file.origin for file in deep],
+    )
 
 
 def _extrema(spec: DatasetSpec | None, files: Sequence[File]) -> dict[int, Range]:
@@ -359,7 +360,7 @@ def _decoded_images(
             files[i], spec.shape, c, values
         )
 
-    # What the array depends on beside the content; nothing for images of 8 bits without alpha.
+    # The array depends on this beside the content. It is empty for images of 8 bits without alpha.
     rules = {decode.PLAIN: (), decode.INTEGER: ("range", values), decode.FLOAT: ("range", values)}
     digests = [
         (file.digest, *rule) if (rule := rules.get(file.kind, ("alpha", 2))) else file.digest

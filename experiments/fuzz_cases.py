@@ -122,7 +122,7 @@ def config_case(rng: random.Random, folder: Path) -> None:
         text += f"    config.{rng.choice(keys())} = {_odd(rng)!r}\n    return config\n"
         path.write_text(text, errors="surrogateescape")
         config = config_file.load(str(path), base)
-    # What a training asks before it compiles.
+    # A training asks this before it compiles.
     sharding.make_mesh(config)
     augmentation.check_policy(config.data.augmentation, config.data.shape)
     methods.check(config)

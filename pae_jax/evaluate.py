@@ -228,13 +228,13 @@ def _pixel_metrics(
         return dict.fromkeys(PIXEL_METRICS, math.nan), {}
     limit = settings.aupro_limit
     pixels = metrics.pixel_metrics(pairs(rows), limit=limit)
-    maps, masks = zip(*pairs(rows), strict=True) if any(True for _ in pairs(rows)) else ((), ())
+    labelled = list(pairs(rows))
     values = (
         pixels.auroc,
         pixels.average_precision,
         pixels.aupro,
         pixels.f1.value,
-        metrics.aupimo(maps, masks).mean,
+        metrics.aupimo([values for values, _ in labelled], [mask for _, mask in labelled]).mean,
     )
     intervals = {}
     if resamples:

@@ -47,7 +47,7 @@ PER_MEMBER_KEYS = {
     "data.cache_dir": "any",
 }
 
-# What a run trains on, with a key to tell whether two runs train on the same.
+# The data of a run, with a key that tells whether two runs train on the same.
 DATA: dict[str, Callable[[Run], tuple[Hashable, Stored]]] = {
     "image": lambda run: ((run.data.fingerprint, tuple(run.data.names)), run.data.images),
     "texture": lambda run: (run.textures.fingerprint, run.textures.train),

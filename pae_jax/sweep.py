@@ -68,7 +68,7 @@ class Member(NamedTuple):
 
 
 class SweepResult(NamedTuple):
-    """What a sweep has come to.
+    """The outcome of a sweep.
 
     Attributes:
       table: the path of results.md.

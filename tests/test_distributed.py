@@ -268,7 +268,7 @@ def test_a_lost_process_ends_the_other_in_time(trained, tmp_path, victim, number
     ((_, _, victim_err),) = finish([processes[victim]])
     assert code not in (0, None)
     assert seconds < 10 + 20
-    # Where JAX notices first, it aborts in C++ with a message of its own.
+    # If JAX notices first, it aborts in C++ with a message of its own.
     assert process.LOST in err or re.search("coordination.service|distributed service|gloo", err)
     if not number:
         assert victim_err.splitlines()[-1] == "OSError: the disk is gone"

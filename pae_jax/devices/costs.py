@@ -1,4 +1,4 @@
-"""What a compiled program costs one chip: memory, arithmetic, traffic and collectives."""
+"""The cost of a compiled program on one chip: memory, arithmetic, traffic and collectives."""
 
 import types
 from collections.abc import Callable, Mapping

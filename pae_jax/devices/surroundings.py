@@ -1,4 +1,4 @@
-"""What this process runs in: how Python was started, which devices JAX will find, the system.
+"""The surroundings of this process: how Python was started, which devices JAX finds, the system.
 
 Only light modules are imported here, because the command line asks before it imports anything
 else.
@@ -16,7 +16,7 @@ from data_pipelines.errors import BadInput, first_line
 MODULE = "pae_jax.main"
 # Options of Python whose value is the next word.
 _WITH_VALUE = ("-X", "-W", "--check-hash-based-pycs")
-# Where Linux shows NVIDIA and AMD GPUs, those of Windows under WSL, and TPUs.
+# Linux shows NVIDIA and AMD GPUs, those of Windows under WSL, and TPUs under these names.
 _DEVICE_FILES = ("nvidia[0-9]*", "kfd", "dxg", "accel[0-9]*", "accel/accel[0-9]*", "vfio/[0-9]*")
 
 WINDOWS = (

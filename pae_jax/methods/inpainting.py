@@ -45,7 +45,7 @@ def inpainting_map(params: Any, x: Images, config: Config) -> tuple[Images, Floa
     for side in sides:
         hidden = jnp.asarray(inpainting_sets(shape, side), x.dtype)[:, None, :, :, None]
         visible = (x[None] * (1 - hidden)).reshape(-1, *x.shape[1:])
-        # As in `projection_map`: an f may leave [0, 1] by a little.
+        # An f may leave [0, 1] by a little, as in `projection_map`.
         filled = jnp.clip(f(visible), 0, 1).reshape(SETS, *x.shape)
         # The sets are disjoint and cover the image, so every pixel comes from the one pass in
         # which it was hidden.

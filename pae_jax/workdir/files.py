@@ -5,14 +5,14 @@ import io
 import json
 import math
 import os
-import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.cache_folder import unwritable
 from data_pipelines.errors import BadInput, CannotWrite, first_line
-from pae_jax.workdir.paths import AnyPath, is_uri
+from pae_jax.workdir.paths import AnyPath
 
 
 def write_atomically(path: AnyPath, content: bytes | str) -> None:
@@ -86,20 +86,17 @@ def check_writable(directory: AnyPath) -> None:
     Raises:
       BadInput: the directory cannot be made or written.
     """
-    # A file is created, because permissions alone do not show a full or read-only disk.
+    if isinstance(directory, Path):
+        if reason := unwritable(directory):
+            raise BadInput(f"{directory}: cannot be written ({reason})")
+        return
     try:
-        if isinstance(directory, Path):
-            directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=directory):
-                pass
-        else:
-            trial = directory / f".trial-{uuid.uuid4().hex}"
-            trial.write_bytes(b"")
-            trial.unlink()
+        trial = directory / f".trial-{uuid.uuid4().hex}"
+        trial.write_bytes(b"")
+        trial.unlink()
     except FileNotFoundError as error:
-        # Folders are made, in a bucket with the first object.
-        reason = "no such bucket" if is_uri(directory) else error.strerror
-        raise BadInput(f"{directory}: cannot be written ({reason})") from error
+        # In a bucket, folders are made with the first object.
+        raise BadInput(f"{directory}: cannot be written (no such bucket)") from error
     except Exception as error:  # the drivers of buckets raise many types
         reason = getattr(error, "strerror", None) or first_line(error, 300)
         raise BadInput(f"{directory}: cannot be written ({reason})") from error

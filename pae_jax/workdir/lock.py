@@ -34,7 +34,7 @@ except ImportError:  # Windows
 RENEW_SECONDS = 30
 STALE_SECONDS = 300
 
-# What flock says where another process holds the lock. Other numbers say that there are no locks.
+# flock answers with these if another process holds the lock. Other numbers mean: no locks.
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 Check = Callable[[], None]
@@ -100,7 +100,7 @@ def _own(path: AnyPath) -> Iterator[Check]:
 
     def keep() -> None:
         while not ended.wait(RENEW_SECONDS):
-            # What fails now is tried again, and the next save reports it.
+            # A failure now is tried again, and the next save reports it.
             with contextlib.suppress(BadInput, CannotWrite):
                 check()
                 renew()
