@@ -101,7 +101,7 @@ def with_files(
         shutil.rmtree(out, ignore_errors=True)
         predict.predict(workdir, images, out, overrides=[f"--config.eval.batch_size={batch}"])
 
-    # One batch size after the other, because the workdir keeps the thresholds of one at a time.
+    # One batch size after the other.
     seconds: dict[tuple[int, int], float] = {}
     for batch in batches:
         calls = {

@@ -9,7 +9,8 @@ pae train --config=baselines:draem,elpv --workdir=W                      # the r
 ae_ssim       Bergmann et al. 2018: an autoencoder with a bottleneck, trained on SSIM
 riad          Zavrtanik et al. 2021: cells are blacked out and filled in; all of them at test time
 cutpaste      the corruption of Li et al. 2021, removed by our network
-draem         the corruption of Zavrtanik et al. 2021, removed by our network
+draem         Zavrtanik et al. 2021: its corruption, removed by our network, and a second network
+              that finds it in the image and the reconstruction
 pca           the affine space of the principal components: a projection in closed form
 one_class_svm Schölkopf et al. 2001, on shrunk images; image scores only
 deep_svdd     Ruff et al. 2018; image scores only
@@ -56,10 +57,15 @@ CHANGES: dict[str, dict[str, Any]] = {
     "cutpaste": {
         "corruption.kind": "cutpaste",
     },
-    # Published: a second network segments the image and its reconstruction.
+    # Both networks are smaller. The second also sees the difference of image and reconstruction,
+    # and its target follows the visible change.
     "draem": {
+        "method": "discrepancy",
         "corruption.kind": "draem",
         "corruption.clean_fraction": 0.5,
+        "objective.ssim.weight": 1.0,
+        "eval.anomaly_map": "learned",
+        "eval.smoothing": "mean",  # 21 pixels at 256²
         "eval.image_score": "max",
     },
     # Fitted to the stored images, without augmentation.

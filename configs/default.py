@@ -16,14 +16,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = ml_collections.ConfigDict()
 
     # ---- method: the paper's, or another one for comparison (pae_jax/methods) ----
-    # projection | inpainting (with corruption.kind = "riad") | segmentation | deep_svdd | pca |
-    # one_class_svm
+    # projection | discrepancy (projection and a learned Δ) | segmentation | deep_svdd | pca |
+    # one_class_svm | inpainting (with corruption.kind = "riad")
     config.method = "projection"
 
     # ---- data: one model for each category (§4 of the paper) ----
     config.data = data = ConfigDict()
-    data.source = "procedural"  # procedural | folder (MVTec layout) | elpv | tfds
-    data.root = ""  # folder: the category's folder; tfds: the data_dir
+    data.source = "procedural"  # procedural | folder (MVTec layout) | list | elpv | tfds
+    data.root = ""  # folder: the category's folder; list: a CSV or JSONL file; tfds: the data_dir
     data.category = ""  # folder: a subfolder; tfds: "mvtec_ad/screw"; procedural: a pattern
     data.size = 256  # images are resized to size × size pixels; it sets height and width
     data.height = config_dict.placeholder(int)  # set it for images that are not square
@@ -42,8 +42,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     # ---- corruption: x̂ = M⊙y + (1−M)⊙x (eq. 13) ----
     config.corruption = corruption = ConfigDict()
-    corruption.kind = "texture"  # texture (the paper's) | mixed | draem | cutpaste | riad
-    corruption.mask = "ellipses"  # ellipses | perlin | boxes
+    # texture (the paper's) | mixed | varied | draem | cutpaste | riad
+    corruption.kind = "texture"
+    corruption.mask = "ellipses"  # ellipses | perlin | boxes | shapes
     corruption.placement = "uniform"  # of blobs: uniform | edges (half of them on edges, by ‖∇x‖²)
     corruption.min_blobs = 1
     corruption.max_blobs = 4
@@ -67,6 +68,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     model.branch_width = 64  # channels of each dilated branch
     model.dilation_rates = (1, 2, 4, 8)  # dilations of the branches; at 512²: (1, 2, 4, 8, 16, 32)
     model.dilated_kernel_size = 5  # 5 at 256² (objects), 3 at 512² (textures)
+    model.input = "image"  # what the network sees: image | high_pass (no slow changes, no colour)
+    model.grey = False  # f gives equal channels, as grey images have
     model.norm = "group"  # group | instance | layer | none
     model.skip = "concatenate"  # skip connections: concatenate | convex (the parent paper's) | none
     # sigmoid | residual_logit (added to the logit of the input, so that f starts as the identity)
@@ -74,6 +77,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     model.dtype = "float32"  # of activations: float32 | bfloat16; parameters stay float32
     model.precision = "default"  # of float32 products on a GPU or TPU: default | high | highest
     model.remat = False  # recompute activations in the backward pass: less memory, more time
+
+    # ---- head: the network g of the method discrepancy, a smaller U-Net with one logit ----
+    config.head = head = ConfigDict()
+    head.patch_size = 2
+    head.widths = (16, 32, 64)
+    head.dilation_rates = (1, 2, 4)  # of its one dilated layer
+    head.focal_gamma = 2.0  # exponent of the focal loss; 0: cross-entropy
+    head.changed = 7.0  # grey levels of change at which a pixel of the mask counts half
 
     # ---- objective: eq. 1 and the penalties of appendix A.3; a weight of 0 removes a term ----
     config.objective = objective = ConfigDict()
@@ -133,13 +144,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     # ---- eval: anomaly maps, image scores and metrics (§2.2) ----
     config.eval = evaluation = ConfigDict()
-    evaluation.anomaly_map = "ssim"  # Δ: ssim (the paper's) | mse | gms | msgms
+    evaluation.anomaly_map = "ssim"  # Δ: ssim (the paper's) | mse | gms | msgms | learned
     evaluation.smoothing = "gaussian"  # filter of the map: gaussian | mean | none
     evaluation.smoothing_fraction = 1 / 12  # size of the filter as a fraction of the side
+    evaluation.symmetries = False  # average the map over the flips and turns of data.augmentation
     evaluation.image_score = "sum"  # score of an image: sum of its map (the paper's) | max | topk
     evaluation.topk_fraction = 0.01  # fraction of the pixels that topk averages
     evaluation.false_positive_rate = 0.05  # on held-out normal images, sets the thresholds
-    evaluation.apply = "once"  # once: f(x) | iterate: fⁿ(x) | fixed_point: the limit (§3.2)
+    # once: f(x) | iterate: fⁿ(x) | fixed_point: the limit (§3.2) |
+    # tangent: f(x) + J_f(f(x))·(x − f(x)), which takes normal variation out of the residual
+    evaluation.apply = "once"
     evaluation.iterations = 1  # n, with apply = "iterate"
     evaluation.solver = "picard"  # iteration to the fixed point: picard | damped | anderson
     evaluation.fixed_point_tolerance = 1e-3  # relative to the norm of the iterate

@@ -3,11 +3,14 @@
 | module         | content                                                                     |
 | -------------- | --------------------------------------------------------------------------- |
 | `spec`         | `DatasetSpec`: which images a data set consists of, and their size          |
-| `dataset`      | `open_training`, `open_test`, `open_images`: decoded, resized, cached       |
+| `dataset`      | `open_training`, `open_test`: decoded, resized, cached                      |
+| `new_images`   | `open_images`: images without labels, for prediction                        |
 | `holdout`      | the training images that are held out for validation, by whole groups       |
 | `textures`     | `open_textures`: the texture images that corruptions use                    |
 | `pipeline`     | `batches`: the batch of step s is a pure function of (seed, s)              |
 | `folder`       | source: a folder in MVTec layout                                            |
+| `lists`        | package: source: a list of images, one CSV or JSON-lines file                |
+| `importers`    | package: lists of public data sets and of annotations                       |
 | `elpv`         | source: ELPV, electroluminescence images of solar cells                     |
 | `procedural`   | source: drawn images, no files needed                                       |
 | `tfds_source`  | source: prepared TFDS data sets                                             |

@@ -40,14 +40,34 @@ def read_headers(encoded: Sequence[tuple[Callable[[], bytes], str]]) -> list[Fil
     Raises:
       BadInput: a file cannot be read or is no image.
     """
-    files = list(parallel(_read_header, encoded, "reading"))
+    files = list(parallel(read_header, encoded, "reading"))
+    check_frames(files)
+    return files
+
+
+def read_header(pair: tuple[Callable[[], bytes], str]) -> File:
+    """Reads one file and its header.
+
+    Args:
+      pair: a function that reads the file, and its name.
+
+    Raises:
+      BadInput: it cannot be read or is no image.
+    """
+    read, origin = pair
+    data = decode.read_encoded(read, origin)
+    digest = hashlib.sha256(data).hexdigest()
+    return File(read, origin, digest, len(data), *decode.read_header(data, origin))
+
+
+def check_frames(files: Sequence[File]) -> None:
+    """Warns of files with several frames."""
     several = [file for file in files if file.frames > 1]
     if several:
         warn(
             f"{several[0].origin}: {several[0].frames} frames, of which only the first is read; "
             f"{len(several)} of {len(files)} files have several"
         )
-    return files
 
 
 def check_levels(pixels: np.ndarray, files: Sequence[File], part: str) -> None:
@@ -165,13 +185,6 @@ def check_small_masks(files: Sequence[File], lost: np.ndarray, shape: tuple[int,
             f"{len(those)} masks of too small defects; the pixels of these images are left out of "
             "the metrics of pixels; see data.size and eval.native_size"
         )
-
-
-def _read_header(pair: tuple[Callable[[], bytes], str]) -> File:
-    read, origin = pair
-    data = decode.read_encoded(read, origin)
-    digest = hashlib.sha256(data).hexdigest()
-    return File(read, origin, digest, len(data), *decode.read_header(data, origin))
 
 
 def _is_constant(image: np.ndarray) -> bool:

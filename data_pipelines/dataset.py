@@ -7,19 +7,16 @@ nothing that leads to the test split. `open_test` opens the test split from the 
 import hashlib
 import importlib
 from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines import checks, decode, holdout, value_range
+from data_pipelines import checks, decode, holdout, ranges, value_range
 from data_pipelines.cache import cached, content_key, parallel
 from data_pipelines.checks import File
-from data_pipelines.errors import BadInput, inform, warn
-from data_pipelines.image_files import image_files
-from data_pipelines.items import GOOD, Item, read_file
+from data_pipelines.errors import BadInput
+from data_pipelines.items import GOOD, Item
 from data_pipelines.spec import DatasetSpec
 from data_pipelines.value_range import Range
 
@@ -27,6 +24,7 @@ from data_pipelines.value_range import Range
 # optional HOLDOUT_GROUPS is the rule of `holdout` that holdout_groups="auto" stands for.
 SOURCES = {
     "folder": "data_pipelines.folder",
+    "list": "data_pipelines.lists.source",
     "elpv": "data_pipelines.elpv",
     "tfds": "data_pipelines.tfds_source",
     "procedural": "data_pipelines.procedural",
@@ -47,7 +45,8 @@ class TrainingSplit(NamedTuple):
       held_out_names: m names.
       channels: c, which is 1 when every training image of the source is grey, else 3.
       fingerprint: 32 hex digits, a hash of the names and encoded bytes of all training images
-        of the source.
+        of the source; of drawn images, a hash of what they show.
+      earlier_fingerprint: a hash of the bytes in both cases, as earlier versions recorded it.
       value_range: the values that became 0 and 255 in images of more than 8 bits; None if there
         are none. Test images and new images need the same.
       holdout_rule: the rule of `holdout` by which images were held out together.
@@ -59,6 +58,7 @@ class TrainingSplit(NamedTuple):
     held_out_names: list[str]
     channels: int
     fingerprint: str
+    earlier_fingerprint: str
     value_range: Range | None
     holdout_rule: str
 
@@ -100,7 +100,7 @@ def open_training(
     Args:
       spec: the data set.
       holdout_fraction: the fraction of the images held out for validation, by whole groups; at
-        least one group.
+        least one group. A source that holds images out itself takes its place.
       seed: the seed by which groups are drawn, and images where `max_images` takes a part.
       max_images: the largest number of images that are not held out; 0: all. A smaller number
         takes a subset of what a larger one takes. Nothing else depends on the number.
@@ -117,16 +117,16 @@ def open_training(
     if len(items) < 2:
         where = items[0].origin if items else spec.root or spec.source
         raise BadInput(f"{where}: {len(items)} training images, at least two needed")
-    item_names = [item.name for item in items]
-    rule = _holdout_rule(spec, source, item_names)
-    held_out_names = holdout.held_out(item_names, rule, fraction=holdout_fraction, seed=seed)
+    held_out_names, rule = holdout.held_out_items(
+        items, _holdout_rule(spec, source), fraction=holdout_fraction, seed=seed
+    )
     files = checks.read_headers([(item.image, item.origin) for item in items])
-    values = _training_range(spec, files)
+    values = ranges.training_range(spec, files)
     # The fingerprint covers the whole source, so that it depends neither on the seed nor on the
     # fraction: it tells whether a run's training images have changed.
-    fingerprint = content_key(
-        [(item.name, file.digest) for item, file in zip(items, files, strict=True)]
-    )
+    pairs = list(zip(items, files, strict=True))
+    fingerprint = content_key([(item.name, item.content or file.digest) for item, file in pairs])
+    earlier_fingerprint = content_key([(item.name, file.digest) for item, file in pairs])
     # The held-out images come last, so that both parts are slices of one memory-mapped array.
     order = sorted(range(len(items)), key=lambda i: items[i].name in held_out_names)
     names = [items[i].name for i in order]
@@ -149,6 +149,7 @@ def open_training(
         held_out_names=names[n:],
         channels=pixels.shape[-1],
         fingerprint=fingerprint,
+        earlier_fingerprint=earlier_fingerprint,
         value_range=values,
         holdout_rule=rule,
     )
@@ -183,7 +184,7 @@ def open_test(spec: DatasetSpec, *, channels: int, value_range: Range | None = N
                 f"{mask.origin}: {_pixels(mask.shape)}, its image is {_pixels(files[i].shape)}"
             )
     checks.check_equal_files(source, spec, files)
-    values = _test_range(files, _extrema(spec, files), spec.value_range, value_range)
+    values = ranges.test_range(files, ranges.extrema(spec, files), spec.value_range, value_range)
     images = _decoded_images(spec, names, files, channels=channels, values=values)
     checks.check_levels(images, files, "test")
     labels = np.array([item.type != GOOD for item in items])
@@ -213,126 +214,16 @@ def open_test(spec: DatasetSpec, *, channels: int, value_range: Range | None = N
     )
 
 
-def open_images(
-    directory: str,
-    shape: tuple[int, int],
-    channels: int,
-    value_range: Range | None = None,
-    setting: str = "auto",
-) -> tuple[list[str], np.ndarray]:
-    """Opens all images under a folder, for prediction, without a cache.
-
-    Args:
-      directory: the folder.
-      shape: (h, w) to which all images are resized.
-      channels: the number of channels of the training images.
-      value_range: that of the training images.
-      setting: `data.value_range` of the run.
-
-    Returns:
-      Names (posix paths inside the folder, sorted) and uint8 (n, h, w, channels).
-
-    Raises:
-      BadInput: the folder is missing or holds no image, or a file cannot be decoded.
-    """
-    paths = image_files(Path(directory))
-    files = checks.read_headers([(partial(read_file, path), str(path)) for path in paths])
-    values = _test_range(files, _extrema(None, files), setting, value_range)
-    decode_file = partial(_decode_image, shape=shape, channels=channels, values=values)
-    images = np.stack(list(parallel(decode_file, files, "decoding")))
-    checks.check_levels(images, files, "new")
-    return [path.relative_to(directory).as_posix() for path in paths], images
-
-
 def _source(spec: DatasetSpec) -> ModuleType:
     if spec.source not in SOURCES:
         raise BadInput(f"data.source: one of {', '.join(SOURCES)}, not {spec.source!r}")
     return importlib.import_module(SOURCES[spec.source])
 
 
-def _holdout_rule(spec: DatasetSpec, source: ModuleType, names: Sequence[str]) -> str:
+def _holdout_rule(spec: DatasetSpec, source: ModuleType) -> str:
     """Returns the rule of `holdout` by which images are held out together."""
     rule = spec.holdout_groups
-    if rule == "auto":
-        rule = getattr(source, "HOLDOUT_GROUPS", "auto")
-    return holdout.resolve(names, rule)
-
-
-def _training_range(spec: DatasetSpec, files: Sequence[File]) -> Range | None:
-    """Returns the range of the training images of more than 8 bits; None if there are none."""
-    setting, extrema = value_range.parse(spec.value_range), _extrema(spec, files)
-    if not extrema:
-        return None
-    values = setting or _choose_range(files, extrema)
-    inform(
-        f"data.value_range={spec.value_range}: values {values[0]:.10g} to {values[1]:.10g} of "
-        f"{len(extrema)} training images become 0 to 255"
-    )
-    return values
-
-
-def _test_range(
-    files: Sequence[File], extrema: dict[int, Range], setting: str, trained: Range | None
-) -> Range | None:
-    """Returns the range of test or new images, and tells what it clips.
-
-    Args:
-      files: all images.
-      extrema: the extrema of those of more than 8 bits.
-      setting: `data.value_range`.
-      trained: the range of the training images.
-    """
-    if not extrema:
-        return None
-    values = trained or value_range.parse(setting)
-    if values is None:
-        values = _choose_range(files, extrema)
-        first = files[next(iter(extrema))].origin
-        warn(
-            f"{first}: more than 8 bits, as {len(extrema)} images here, unlike the training "
-            f"images; their values {values[0]:.10g} to {values[1]:.10g} become 0 to 255; "
-            "data.value_range sets it for a new run"
-        )
-    low, high = values
-    outside = [i for i, (least, most) in extrema.items() if least < low or most > high]
-    if outside:
-        least, most = extrema[outside[0]]
-        warn(
-            f"{len(outside)} images have values outside {low:.10g} to {high:.10g}, the range of "
-            f"the training images, and are clipped (first: {files[outside[0]].origin}, "
-            f"{least:.10g} to {most:.10g})"
-        )
-    return values
-
-
-def _choose_range(files: Sequence[File], extrema: dict[int, Range]) -> Range:
-    """Returns the range that `value_range.choose` takes for the files with extrema."""
-    deep = [files[i] for i in extrema]
-    return value_range.choose(
-        list(extrema.values()),
-        [file.kind == decode.FLOAT for file in deep],
-        [file.origin for file in deep],
-    )
-
-
-def _extrema(spec: DatasetSpec | None, files: Sequence[File]) -> dict[int, Range]:
-    """Returns the extrema of the files of more than 8 bits by index; cached if `spec` is given."""
-    deep = {i: file for i, file in enumerate(files) if file.kind in (decode.INTEGER, decode.FLOAT)}
-    if not deep:
-        return {}
-    found = list(deep.values())
-
-    def row(i: int) -> np.ndarray:
-        return np.array(_value_extrema(found[i])).view(np.uint8)
-
-    if spec is None:
-        rows = np.stack(list(parallel(row, range(len(found)), "looking for the range")))
-    else:
-        key = content_key("extrema", decode.VERSION, [file.digest for file in found])
-        shape = (len(found), 16)  # two float64, because the cache holds bytes
-        rows = cached(spec.cache_dir, key, [shape], lambda: (shape, row))
-    pairs = np.ascontiguousarray(rows).view(np.float64).tolist()
-    return {i: (low, high) for i, (low, high) in zip(deep, pairs, strict=True)}
+    return getattr(source, "HOLDOUT_GROUPS", "auto") if rule == "auto" else rule
 
 
 def _draw_key(name: str, seed: int) -> bytes:
@@ -356,9 +247,7 @@ def _decoded_images(
 
     def build() -> tuple[tuple[int, ...], Callable[[int], np.ndarray]]:
         c = channels or (1 if all(parallel(_grey, files, "looking for colour")) else 3)
-        return (len(files), *spec.shape, c), lambda i: _decode_image(
-            files[i], spec.shape, c, values
-        )
+        return (len(files), *spec.shape, c), lambda i: decode_file(files[i], spec.shape, c, values)
 
     # The array depends on this beside the content. It is empty for images of 8 bits without alpha.
     rules = {decode.PLAIN: (), decode.INTEGER: ("range", values), decode.FLOAT: ("range", values)}
@@ -403,17 +292,14 @@ def _mask_facts(spec: DatasetSpec, masks: Sequence[File]) -> np.ndarray:
     return cached(spec.cache_dir, key, [shape], lambda: (shape, row))
 
 
-def _value_extrema(file: File) -> Range:
-    return decode.value_extrema(decode.read_encoded(file.read, file.origin), file.origin)
-
-
 def _grey(file: File) -> bool:
     return decode.is_grey(decode.read_encoded(file.read, file.origin), file.origin)
 
 
-def _decode_image(
+def decode_file(
     file: File, shape: tuple[int, int], channels: int, values: Range | None
 ) -> np.ndarray:
+    """Reads and decodes one file; see `decode.decode_image`."""
     data = decode.read_encoded(file.read, file.origin)
     return decode.decode_image(data, file.origin, shape, channels, values)
 

@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import re
 
 # Below "pae_jax", because the command line gives that logger its handler.
 _logger = logging.getLogger("pae_jax.data")
@@ -24,7 +25,11 @@ class CannotWrite(OSError):
 
     def __init__(self, path: os.PathLike[str], error: BaseException):
         reason = error.strerror if isinstance(error, OSError) else None
-        super().__init__(f"{path}: cannot be written ({reason or first_line(error, 300)})")
+        # TensorStore gives the reason after long paths.
+        if match := re.search(r"os_error_code='(\d+)'", str(error)):
+            reason = os.strerror(int(match[1]))
+        line = f"{path}: cannot be written ({reason or first_line(error, 300)})"
+        super().__init__(printable(line))
 
 
 def first_line(error: BaseException, length: int) -> str:
@@ -51,9 +56,19 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else _escaped(char) for char in text)
 
 
+def spell(name: str) -> str:
+    r"""Returns a name as one line of text, for files and tables; different names stay different.
+
+    Like `printable`, and a backslash of the name is doubled, so that it differs from the others.
+    """
+    return printable(name.replace("\\", "\\\\"))
+
+
 def _escaped(char: str) -> str:
     code = ord(char)
     # Python keeps a byte of a file name that is not UTF-8 as a character from U+DC80 on.
     if 0xDC80 <= code <= 0xDCFF:
         code -= 0xDC00
+    if code >= 0x10000:
+        return f"\\U{code:08x}"
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

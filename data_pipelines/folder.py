@@ -61,7 +61,7 @@ def test_items(root: str, category: str) -> list[Item]:
     for folder in folders:
         masks = None
         if truth.is_dir() and not _is_good(folder):
-            masks = _Masks(_entry(truth, folder.name), left_out_masks)
+            masks = Masks(_entry(truth, folder.name), left_out_masks)
         defect_type = GOOD if _is_good(folder) else folder.name
         for path in find_images(folder, left_out):
             mask = masks.take(path, folder) if masks else None
@@ -80,7 +80,7 @@ def test_items(root: str, category: str) -> list[Item]:
     return sorted(items, key=lambda item: item.name)
 
 
-class _Masks:
+class Masks:
     """The masks of one folder, found by the name of an image."""
 
     def __init__(self, folder: Path, left_out: LeftOut):
@@ -105,8 +105,13 @@ class _Masks:
         return [path for path in self._files.values() if path not in self._taken]
 
 
+def is_normal(name: str) -> bool:
+    """Returns whether a word for a type means normal images."""
+    return re.sub(r"[\s_.-]", "", name.casefold()) in NORMAL_TYPES
+
+
 def _is_good(folder: Path) -> bool:
-    return re.sub(r"[\s_.-]", "", folder.name.casefold()) in NORMAL_TYPES
+    return is_normal(folder.name)
 
 
 def _resembles_good(folder: Path) -> bool:

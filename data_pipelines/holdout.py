@@ -11,6 +11,8 @@ the groups:
     auto         for names such as num001810_exp3.jpg (scenes under several exposures) the first
                  of number:150 and number:0 under which no group holds more than four fifths
                  of the images; none for all others
+
+A source may give the groups itself, and the images that are held out; see `held_out_items`.
 """
 
 import hashlib
@@ -21,6 +23,11 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from data_pipelines.errors import BadInput
+from data_pipelines.items import Item
+
+# What `held_out_items` returns as rule where the source has given what a rule would choose.
+GIVEN_GROUPS = "groups given by the data"
+GIVEN_IMAGES = "images given by the data"
 
 _EXPOSURES = re.compile(r"\D*\d+_exp\d+")
 
@@ -57,6 +64,30 @@ def resolve(names: Sequence[str], rule: str) -> str:
     return "none"
 
 
+def held_out_items(
+    items: Sequence[Item], rule: str, *, fraction: float, seed: int
+) -> tuple[set[str], str]:
+    """Returns the names of the held-out images, and the rule by which they were chosen.
+
+    The images that the source holds out take the place of any draw. Its groups take the place of
+    the rule "auto"; an image without a group is one by itself.
+
+    Raises:
+      BadInput: see `held_out`.
+    """
+    if given := {item.name for item in items if item.held_out}:
+        return given, GIVEN_IMAGES
+    names = [item.name for item in items]
+    if rule == "auto" and any(item.group for item in items):
+        by_group: dict[tuple[str, str], list[str]] = {}
+        for item in sorted(items, key=lambda item: item.name):
+            key = (item.group, "" if item.group else item.name)
+            by_group.setdefault(key, []).append(item.name)
+        return _draw(list(by_group.values()), GIVEN_GROUPS, fraction, seed), GIVEN_GROUPS
+    rule = resolve(names, rule)
+    return held_out(names, rule, fraction=fraction, seed=seed), rule
+
+
 def held_out(names: Sequence[str], rule: str, *, fraction: float, seed: int) -> set[str]:
     """Draws whole groups until they make up `fraction` of all names.
 
@@ -69,10 +100,15 @@ def held_out(names: Sequence[str], rule: str, *, fraction: float, seed: int) -> 
     Raises:
       BadInput: an unknown rule, or a rule under which all images are one group.
     """
-    name_groups = groups(names, rule)
+    return _draw(groups(names, rule), rule, fraction, seed)
+
+
+def _draw(name_groups: list[list[str]], rule: str, fraction: float, seed: int) -> set[str]:
+    """Does what `held_out` does with groups, each of which is sorted."""
+    count = sum(map(len, name_groups))
     if len(name_groups) < 2:
         raise BadInput(
-            f"data.holdout_groups: under {rule!r} all {len(names)} training images are one group, "
+            f"data.holdout_groups: under {rule!r} all {count} training images are one group, "
             "and none would be left to train on; auto or none serves"
         )
 
@@ -87,7 +123,7 @@ def held_out(names: Sequence[str], rule: str, *, fraction: float, seed: int) -> 
     for group in sorted(name_groups, key=order)[:-1]:
         drawn.update(group)
         # Compared as a quotient, because a product would round up: 0.07 * 100 > 7.
-        if len(drawn) / len(names) >= fraction:
+        if len(drawn) / count >= fraction:
             break
     return drawn
 

@@ -18,6 +18,12 @@ class Item(NamedTuple):
       mask: returns the encoded mask (see `decode.read_mask`); None for a normal image and in a
         source without masks.
       origin: the file's path or the record's name, for error messages.
+      content: identifies what a drawn image shows, because its encoded bytes depend on the version
+        of the encoder; "" for an image that is stored as it is.
+      group: training images of one group are held out together where holdout_groups="auto"; ""
+        if the source knows no group of this image.
+      held_out: the source holds this training image out. Where it does so for any, it does for
+        all that are held out.
     """
 
     name: str
@@ -25,6 +31,9 @@ class Item(NamedTuple):
     type: str
     mask: Callable[[], bytes] | None
     origin: str
+    content: str = ""
+    group: str = ""
+    held_out: bool = False
 
 
 def read_file(path: Path) -> bytes:

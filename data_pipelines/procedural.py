@@ -18,6 +18,8 @@ from data_pipelines.items import GOOD, Item
 
 SIZE = 128  # Height and width of every image.
 TRAIN, TEST_GOOD, TEST_DEFECT = 96, 24, 12  # Images in train, test/good, test/each defect type.
+# Part of the fingerprint: increase the number whenever the drawn images change.
+_VERSION = 1
 _NOISE = 0.01  # Standard deviation of the sensor noise, relative to the full scale.
 
 
@@ -168,6 +170,7 @@ def _item(category: str, split: str, defect_type: str, index: int) -> Item:
         type=defect_type,
         mask=None if defect_type == GOOD else functools.partial(_png, *arguments, mask=True),
         origin=f"procedural {category or 'weave'}/{split}/{name}",
+        content=f"{_VERSION} {category or 'weave'} {split} {name}",
     )
 
 

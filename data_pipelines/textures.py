@@ -59,11 +59,13 @@ class Textures(NamedTuple):
       held_out: uint8 (m, size, size, 3), for the corruptions of validation; disjoint from
         `train`. Built-in images are held out by whole families (a photograph or a pattern).
       fingerprint: 32 hex digits, a hash of the encoded images, the size and the split.
+      earlier_fingerprint: the same with the version of Pillow, as earlier versions recorded it.
     """
 
     train: Rows
     held_out: Rows
     fingerprint: str
+    earlier_fingerprint: str
 
 
 class _Source(NamedTuple):
@@ -108,8 +110,8 @@ def open_textures(
     is_held_out = [family in held_out_families for family in opened.families]
     # Each part keeps the order of the source.
     train, rest = (np.flatnonzero(np.equal(is_held_out, part)) for part in (False, True))
-    fingerprint = content_key(opened.content, is_held_out)
-    return Textures(Rows(opened.images, train), Rows(opened.images, rest), fingerprint)
+    fingerprints = [content_key(key, is_held_out) for key in (opened.content, opened.decoded)]
+    return Textures(Rows(opened.images, train), Rows(opened.images, rest), *fingerprints)
 
 
 def _file_stamps(name: str) -> tuple[tuple[str, int, int], ...]:
@@ -136,11 +138,13 @@ class _Opened(NamedTuple):
       families: see `_Source`.
       images: uint8 (n, size, size, 3), memory-mapped, in the order of the source.
       content: 32 hex digits, a hash of the encoded images and the size.
+      decoded: the same with the version of the decoder.
     """
 
     families: list[str]
     images: np.ndarray
     content: str
+    decoded: str
 
 
 @functools.lru_cache(maxsize=16)
@@ -159,11 +163,12 @@ def _open(
         raise BadInput(f"{name}: {count} texture image, at least two needed")
     # The order of the file is that of the source, not that of a split, so that there is one file
     # for all splits.
-    content = content_key("textures", decode.VERSION, size, source.digests)
+    content = content_key("textures", size, source.digests)
+    decoded = content_key("textures", decode.VERSION, size, source.digests)
     shape = (len(source.families), size, size, 3)
     build = functools.partial(_build, shape, source.row)
-    images = cached(cache_dir, content, [shape], build, purpose="textures")
-    return _Opened(source.families, images, content)
+    images = cached(cache_dir, decoded, [shape], build, purpose="textures")
+    return _Opened(source.families, images, content, decoded)
 
 
 def _build(shape: tuple[int, ...], row: Callable[[int, int], np.ndarray]):

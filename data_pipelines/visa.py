@@ -1,6 +1,5 @@
 """TFDS builder of VisA, from the extracted archive. `data_pipelines.prepare` runs it."""
 
-import csv
 import functools
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import tensorflow_datasets as tfds
 
 from data_pipelines.errors import BadInput
 from data_pipelines.items import GOOD, Item, read_file
+from data_pipelines.lists.table import read_csv
 from data_pipelines.tfds_builder import OneClassBuilder
 
 CATEGORIES = (
@@ -49,7 +49,7 @@ class Visa(OneClassBuilder):
     def items(self, root: str, category: str) -> dict[str, list[Item]]:
         """Returns the items of "train" and "test" by the official split file."""
         splits = {"train": [], "test": []}
-        for number, row in _rows(Path(root, SPLIT_FILE)):
+        for number, row in read_csv(Path(root, SPLIT_FILE), COLUMNS):
             if row["object"] == category:
                 where = f"{Path(root, SPLIT_FILE)}, line {number}"
                 if row["split"] not in splits or row["label"] not in _TYPES:
@@ -61,25 +61,6 @@ class Visa(OneClassBuilder):
             if not items:
                 raise BadInput(f"{Path(root, SPLIT_FILE)}: no {split} images of {category}")
         return splits
-
-
-def _rows(path: Path):
-    """Yields (line number, row) of the split file."""
-    try:
-        # "utf-8-sig" also reads a file that a spreadsheet has saved with a byte order mark.
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = set(COLUMNS) - set(reader.fieldnames or ())
-            if missing:
-                raise BadInput(f"{path}: no column {', '.join(sorted(missing))}")
-            for row in reader:
-                if None in row.values():
-                    raise BadInput(f"{path}, line {reader.line_num}: too few columns")
-                yield reader.line_num, row
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{path}: not a CSV file in UTF-8 ({error})") from error
 
 
 def _item(root: Path, row: dict[str, str]) -> Item:

@@ -10,8 +10,9 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
-from data_pipelines.dataset import open_images, open_test, open_training
+from data_pipelines.dataset import open_test, open_training
 from data_pipelines.errors import BadInput
+from data_pipelines.new_images import open_images
 from data_pipelines.spec import DatasetSpec
 from experiments.fuzz_images import SUFFIXES, make_tree, mutate, mutated_image, plain_image
 from pae_jax import augmentation, config_file, methods
@@ -72,7 +73,7 @@ def image_case(rng: random.Random, folder: Path) -> None:
     use = rng.choice(("training", "test", "mask", "new"))
     if use == "new":
         (folder / name).write_bytes(data)
-        open_images(str(folder), SHAPE, rng.choice((1, 3)))
+        _open_new(folder, rng.choice((1, 3)))
         return
     make_tree(folder)
     place = {"training": "train/good", "test": "test/crack", "mask": "ground_truth/crack"}[use]
@@ -141,9 +142,7 @@ def tree_case(rng: random.Random, folder: Path) -> None:
     errors = []
     for use in (
         functools.partial(_open_all, _spec(root, rng.choice(rules), rng.choice(("", "", "data")))),
-        functools.partial(
-            open_images, str(root / rng.choice(("test", "train/good", "."))), SHAPE, 1
-        ),
+        functools.partial(_open_new, root / rng.choice(("test", "train/good", ".")), 1),
     ):
         try:
             use()
@@ -151,6 +150,13 @@ def tree_case(rng: random.Random, folder: Path) -> None:
             errors.append(error)
     if errors:
         raise errors[0]
+
+
+def _open_new(folder: Path, channels: int) -> None:
+    """Opens images as `pae predict` does, which writes errors of single files into its table."""
+    opened = open_images(str(folder), SHAPE, channels)
+    for line in opened.errors.values():
+        raise BadInput(line)
 
 
 KINDS: dict[str, Callable[[random.Random, Path], None]] = {

@@ -85,7 +85,7 @@ def render(
         remark under a heading that the page does not have.
     """
     entries = references.get("categories", {})
-    groups = _groups([_run(name, record) for name, record in sorted(records.items())])
+    groups = group_runs(records)
     reported = [group for group in groups if not group.baseline]
     categories = sorted({*entries, *(group.category for group in groups)})
     parts = _remarks(remarks, {*SECTIONS, *categories})
@@ -120,10 +120,10 @@ def _run(name: str, record: Mapping[str, Any]) -> Run:
     return Run(name, category, "--".join(rest), record)
 
 
-def _groups(runs: Sequence[Run]) -> list[Group]:
-    """Returns the runs, grouped where they differ by their seed alone."""
+def group_runs(records: Mapping[str, Mapping[str, Any]]) -> list[Group]:
+    """Returns the runs of records by name, grouped where they differ by their seed alone."""
     by_key: dict[str, list[Run]] = {}
-    for run in runs:
+    for run in [_run(name, record) for name, record in sorted(records.items())]:
         config = run.record["config"]
         train = {key: value for key, value in config["train"].items() if key != "seed"}
         images = run.record["data"]["fingerprint"]
@@ -190,7 +190,7 @@ def _data_sets(
             rows.append([f"**{category}**: no run yet", *[NONE] * len(COLUMNS)])
         for peer, figures in entry.get("peers", {}).items():
             rows.append([peer, *(_number(figures.get(name)) for name in COLUMNS)])
-    yield _table(["data; peers", *COLUMNS.values()], rows)
+    yield table(["data; peers", *COLUMNS.values()], rows)
     yield from _goals(reported, entries)
     caveats = [
         f"- **{name}.** {entry['caveat']}"
@@ -270,7 +270,7 @@ def _runs(groups: Sequence[Group]) -> Iterator[str]:
         )
     if rows:
         head = ["data", "runs", "seeds", "training + held-out images", "size", "steps", "minutes"]
-        yield _table([*head, "machine", "config, record", "commit"], rows)
+        yield table([*head, "machine", "config, record", "commit"], rows)
         yield (
             "Minutes: of the training steps, from the log, with compiling and without validation. "
             "Commit: of the code that evaluated; + means changed files."
@@ -290,7 +290,7 @@ def _category(groups: Sequence[Group], entry: Mapping[str, Any]) -> Iterator[str
 
             cells = [_spread(group.values(functools.partial(value, name=n))) for n in COLUMNS]
             rows.append([defect, str(first["images"]), *cells])
-        yield _table(["defect type", "images", *COLUMNS.values()], rows)
+        yield table(["defect type", "images", *COLUMNS.values()], rows)
         yield from _cases(group.runs[0], entry)
 
 
@@ -341,7 +341,7 @@ def _methods(groups: Sequence[Group]) -> Iterator[str]:
             )
         yield f"### {category}"
         head = ["", "method", "corruption", *COLUMNS.values(), "runs", "minutes"]
-        yield _table(head, rows)
+        yield table(head, rows)
 
 
 def _diagnostics(groups: Sequence[Group]) -> Iterator[str]:
@@ -355,7 +355,7 @@ def _diagnostics(groups: Sequence[Group]) -> Iterator[str]:
             "[diagnostics.py](pae_jax/diagnostics.py) defines the names."
         )
         rows = [[run, *(_plain(by_run[run].get(name)) for name in names)] for run in by_run]
-        yield _table(["run", *names], rows)
+        yield table(["run", *names], rows)
 
 
 def _metric(group: Group, name: str) -> list[float] | None:
@@ -405,6 +405,7 @@ def _distinct(texts: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(texts))
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

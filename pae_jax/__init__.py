@@ -35,7 +35,8 @@ Settings:
 
     config          the frozen dataclasses and their limits
     config_file     config files, overrides, shipped configs
-    config_schema   old names of keys        rng          named random streams
+    config_schema   the check of types and limits, old names of keys
+    rng             named random streams
 
 Packages:
 

@@ -49,6 +49,41 @@ def augment(
     return jax.vmap(augment_example)(rng.example_keys(key, len(images)), images)
 
 
+def symmetries(policy: str, shape: tuple[int, int]) -> list[tuple[bool, int]]:
+    """Returns the flips and quarter turns that a policy takes for granted, the identity first.
+
+    Args:
+      policy: names of `POLICIES` joined with "+".
+      shape: (h, w); turns by a quarter are left out if the sides differ.
+
+    Returns:
+      The group that the policy's flips and turns generate, as arguments of `transform`.
+    """
+    found = {(False, 0)}
+    generators = [element for name in policy.split("+") for element in _SYMMETRIES.get(name, ())]
+    if shape[0] != shape[1]:
+        generators = [
+            (mirror, 2 * turns) if turns % 2 else (mirror, turns) for mirror, turns in generators
+        ]
+    while True:
+        # First a, then b: a mirror image turns the other way.
+        products = {
+            (a[0] ^ b[0], (b[1] + (-a[1] if b[0] else a[1])) % 4) for a in found for b in generators
+        }
+        if products <= found:
+            return sorted(found)
+        found |= products
+
+
+def transform(x: Array, mirror: bool, turns: int, *, inverse: bool = False) -> Array:
+    """Mirrors images or maps (b, h, w, …) left to right, then turns them by quarters."""
+    if inverse:
+        x = jnp.rot90(x, -turns, axes=(1, 2))
+        return x[:, :, ::-1] if mirror else x
+    x = x[:, :, ::-1] if mirror else x
+    return jnp.rot90(x, turns, axes=(1, 2))
+
+
 def check_policy(policy: str, shape: tuple[int, int]) -> None:
     """Checks that every name is known and keeps the shape of the images.
 
@@ -118,6 +153,16 @@ def _exposure(key: Key, image: Image) -> Image:
     gain = jnp.exp(jax.random.uniform(key, minval=low, maxval=high))
     return jnp.clip(gain * image, 0, 1)
 
+
+# Generators of each policy's symmetries: (mirrored left to right, then turned by quarters).
+_SYMMETRIES: dict[str, tuple[tuple[bool, int], ...]] = {
+    "horizontal_flip": ((True, 0),),
+    "vertical_flip": ((True, 2),),
+    "flips": ((True, 0), (True, 2)),
+    "half_turns": ((False, 2),),
+    "quarter_turns": ((False, 1),),
+    "rotation": ((False, 1),),
+}
 
 POLICIES: dict[str, Callable[[Key, Image], Image]] = {
     "none": _none,

@@ -8,50 +8,34 @@ its default in `configs/default.py`. Every error is one line that begins with th
 import dataclasses
 import hashlib
 import json
-import math
-import types
-import typing
 from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines.errors import BadInput
 from data_pipelines.spec import DatasetSpec
-from pae_jax.config_schema import renamed, unknown_key
-
-
-def _field(
-    default: Any,
-    *,
-    at_least: int | float | None = None,
-    at_most: int | float | None = None,
-    above: int | float | None = None,
-    choices: tuple[str, ...] | None = None,
-) -> Any:
-    """Returns a dataclass field whose limits are checked by `_check_field`."""
-    limits = {"at_least": at_least, "at_most": at_most, "above": above, "choices": choices}
-    return dataclasses.field(default=default, metadata=limits)
+from pae_jax.config_schema import check_field, check_section, construct, convert, field
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """The section `data`: the images, the textures and their division."""
 
-    source: str = _field("procedural", choices=("procedural", "folder", "elpv", "tfds"))
+    source: str = field("procedural", choices=("procedural", "folder", "list", "elpv", "tfds"))
     root: str = ""
     category: str = ""
-    height: int = _field(256, at_least=1, at_most=2**14)
-    width: int = _field(256, at_least=1, at_most=2**14)
-    crop_size: int = _field(0, at_least=0, at_most=2**14)
+    height: int = field(256, at_least=1, at_most=2**14)
+    width: int = field(256, at_least=1, at_most=2**14)
+    crop_size: int = field(0, at_least=0, at_most=2**14)
     textures: str = "builtin"
-    texture_size: int = _field(256, at_least=8, at_most=2**14)
-    holdout_fraction: float = _field(0.05, above=0.0, at_most=0.5)
+    texture_size: int = field(256, at_least=8, at_most=2**14)
+    holdout_fraction: float = field(0.05, above=0.0, at_most=0.5)
     holdout_groups: str = "auto"
-    max_images: int = _field(0, at_least=0)
+    max_images: int = field(0, at_least=0)
     augmentation: str = "none"
     cache_dir: str = ""
     value_range: str = "auto"
-    on_device: str = _field("auto", choices=("auto", "yes", "no"))
-    num_threads: int = _field(4, at_least=1)
+    on_device: str = field("auto", choices=("auto", "yes", "no"))
+    num_threads: int = field(4, at_least=1)
 
     @property
     def spec(self) -> DatasetSpec:
@@ -83,46 +67,55 @@ class DataConfig:
 class CorruptionConfig:
     """The section `corruption`: how training examples are corrupted (eq. 13)."""
 
-    kind: str = _field("texture", choices=("texture", "mixed", "draem", "cutpaste", "riad"))
-    mask: str = _field("ellipses", choices=("ellipses", "perlin", "boxes"))
-    placement: str = _field("uniform", choices=("uniform", "edges"))
-    min_blobs: int = _field(1, at_least=1)
-    max_blobs: int = _field(4, at_least=1)
-    min_axis: float = _field(0.01, above=0.0, at_most=1.0)  # positive for a logarithmic scale
-    max_axis: float = _field(0.25, above=0.0, at_most=1.0)
-    softness: float = _field(0.25, above=0.0, at_most=1.0)  # positive because it is a divisor
-    distortion: float = _field(0.5, at_least=0.0, at_most=2.0)
-    min_opacity: float = _field(0.0, at_least=0.0, at_most=1.0)
-    max_opacity: float = _field(1.0, above=0.0, at_most=1.0)  # with 0 nothing is corrupted
-    clean_fraction: float = _field(0.1, at_least=0.0, at_most=1.0)
-    brightness: float = _field(0.2, at_least=0.0, at_most=1.0)
-    contrast: float = _field(0.3, at_least=0.0, at_most=1.0)  # above 1 a gain may be negative
+    kind: str = field(
+        "texture", choices=("texture", "mixed", "varied", "draem", "cutpaste", "riad")
+    )
+    mask: str = field("ellipses", choices=("ellipses", "perlin", "boxes", "shapes"))
+    placement: str = field("uniform", choices=("uniform", "edges"))
+    min_blobs: int = field(1, at_least=1)
+    max_blobs: int = field(4, at_least=1)
+    min_axis: float = field(0.01, above=0.0, at_most=1.0)  # positive for a logarithmic scale
+    max_axis: float = field(0.25, above=0.0, at_most=1.0)
+    softness: float = field(0.25, above=0.0, at_most=1.0)  # positive because it is a divisor
+    distortion: float = field(0.5, at_least=0.0, at_most=2.0)
+    min_opacity: float = field(0.0, at_least=0.0, at_most=1.0)
+    max_opacity: float = field(1.0, above=0.0, at_most=1.0)  # with 0 nothing is corrupted
+    clean_fraction: float = field(0.1, at_least=0.0, at_most=1.0)
+    brightness: float = field(0.2, at_least=0.0, at_most=1.0)
+    contrast: float = field(0.3, at_least=0.0, at_most=1.0)  # above 1 a gain may be negative
+
+
+def _check_positive(section: str, config: Any, keys: tuple[str, ...]) -> None:
+    """Checks that tuples hold at least one number and only positive ones."""
+    for key in keys:
+        values = getattr(config, key)
+        if not values or any(v < 1 for v in values):
+            raise BadInput(f"{section}.{key}: at least one positive integer, not {values}")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The section `model`: the U-Net."""
 
-    name: str = _field("unet", choices=("unet",))
-    patch_size: int = _field(1, at_least=1)
+    name: str = field("unet", choices=("unet",))
+    patch_size: int = field(1, at_least=1)
     widths: tuple[int, ...] = (64, 128, 256)
-    convs_per_stage: int = _field(2, at_least=1)
-    bottleneck_layers: int = _field(2, at_least=0)
-    branch_width: int = _field(64, at_least=1)
+    convs_per_stage: int = field(2, at_least=1)
+    bottleneck_layers: int = field(2, at_least=0)
+    branch_width: int = field(64, at_least=1)
     dilation_rates: tuple[int, ...] = (1, 2, 4, 8)
-    dilated_kernel_size: int = _field(5, at_least=1)
-    norm: str = _field("group", choices=("group", "instance", "layer", "none"))
-    skip: str = _field("concatenate", choices=("concatenate", "convex", "none"))
-    output: str = _field("sigmoid", choices=("sigmoid", "residual_logit"))
-    dtype: str = _field("float32", choices=("float32", "bfloat16"))
-    precision: str = _field("default", choices=("default", "high", "highest"))
+    dilated_kernel_size: int = field(5, at_least=1)
+    input: str = field("image", choices=("image", "high_pass"))
+    grey: bool = False
+    norm: str = field("group", choices=("group", "instance", "layer", "none"))
+    skip: str = field("concatenate", choices=("concatenate", "convex", "none"))
+    output: str = field("sigmoid", choices=("sigmoid", "residual_logit"))
+    dtype: str = field("float32", choices=("float32", "bfloat16"))
+    precision: str = field("default", choices=("default", "high", "highest"))
     remat: bool = False
 
     def __post_init__(self) -> None:
-        for key in ("widths", "dilation_rates"):
-            values = getattr(self, key)
-            if not values or any(v < 1 for v in values):
-                raise BadInput(f"model.{key}: at least one positive integer, not {values}")
+        _check_positive("model", self, ("widths", "dilation_rates"))
         # An even kernel has no central pixel, so it would move the image by half a pixel.
         if self.dilated_kernel_size % 2 == 0:
             raise BadInput(
@@ -131,46 +124,60 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class HeadConfig:
+    """The section `head`: the second network g of the method `discrepancy`."""
+
+    patch_size: int = field(2, at_least=1)
+    widths: tuple[int, ...] = (16, 32, 64)
+    dilation_rates: tuple[int, ...] = (1, 2, 4)
+    focal_gamma: float = field(2.0, at_least=0.0)
+    changed: float = field(7.0, at_least=0.0)
+
+    def __post_init__(self) -> None:
+        _check_positive("head", self, ("widths", "dilation_rates"))
+
+
+@dataclasses.dataclass(frozen=True)
 class JacobianConfig:
     """The section `objective.jacobian`: the Jacobian-identity penalty."""
 
-    weight: float = _field(0.0, at_least=0.0)
-    form: str = _field("frobenius", choices=("frobenius", "squared"))
-    probes: int = _field(1, at_least=1)
-    distribution: str = _field("rademacher", choices=("rademacher", "gaussian"))
-    at: str = _field("corrupted", choices=("corrupted", "clean"))
+    weight: float = field(0.0, at_least=0.0)
+    form: str = field("frobenius", choices=("frobenius", "squared"))
+    probes: int = field(1, at_least=1)
+    distribution: str = field("rademacher", choices=("rademacher", "gaussian"))
+    at: str = field("corrupted", choices=("corrupted", "clean"))
     normalize: bool = True
-    every: int = _field(1, at_least=1)
+    every: int = field(1, at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class IdempotencyConfig:
     """The section `objective.idempotency`: the penalty on f(f(x̂)) − f(x̂)."""
 
-    weight: float = _field(0.0, at_least=0.0)
-    gradient: str = _field("both", choices=("both", "outer", "inner"))
+    weight: float = field(0.0, at_least=0.0)
+    gradient: str = field("both", choices=("both", "outer", "inner"))
 
 
 @dataclasses.dataclass(frozen=True)
 class IdentityConfig:
     """The section `objective.identity`: the penalty on f(x) − x."""
 
-    weight: float = _field(0.0, at_least=0.0)
+    weight: float = field(0.0, at_least=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class SsimConfig:
     """The section `objective.ssim`: the SSIM loss."""
 
-    weight: float = _field(0.0, at_least=0.0)
+    weight: float = field(0.0, at_least=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
     """The section `objective`: eq. 1 and the weights of the penalties."""
 
-    mask_weight: float = _field(0.5, at_least=0.0, at_most=1.0)
-    noise: float = _field(0.0, at_least=0.0)
+    mask_weight: float = field(0.5, at_least=0.0, at_most=1.0)
+    noise: float = field(0.0, at_least=0.0)
     # Instances may be defaults, because these dataclasses cannot be changed.
     ssim: SsimConfig = SsimConfig()
     jacobian: JacobianConfig = JacobianConfig()
@@ -182,11 +189,11 @@ class ObjectiveConfig:
 class OptimizerConfig:
     """The section `optimizer`: Adam and its learning rate."""
 
-    learning_rate: float = _field(1e-4, above=0.0)
-    schedule: str = _field("constant", choices=("constant", "cosine"))
-    warmup_steps: int = _field(0, at_least=0)
-    clip_norm: float = _field(0.0, at_least=0.0)
-    ema_decay: float = _field(0.0, at_least=0.0, at_most=0.99999)
+    learning_rate: float = field(1e-4, above=0.0)
+    schedule: str = field("constant", choices=("constant", "cosine"))
+    warmup_steps: int = field(0, at_least=0)
+    clip_norm: float = field(0.0, at_least=0.0)
+    ema_decay: float = field(0.0, at_least=0.0, at_most=0.99999)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,17 +201,17 @@ class TrainConfig:
     """The section `train`: the training loop, logging and checkpoints."""
 
     # JAX keeps only the lower 32 bits of a seed, so larger seeds could name the same run.
-    seed: int = _field(0, at_least=0, at_most=2**31 - 1)
-    steps: int = _field(10_000, at_least=1)
-    batch_size: int = _field(8, at_least=1)
-    grad_accumulation_steps: int = _field(1, at_least=1)
-    steps_per_call: int = _field(0, at_least=0)
-    log_every: int = _field(50, at_least=1)
-    validate_every: int = _field(500, at_least=1)
-    checkpoint_every: int = _field(500, at_least=1)
-    panel_every: int = _field(1_000, at_least=1)
-    keep_checkpoints: int = _field(2, at_least=1)
-    validation_examples: int = _field(64, at_least=1)
+    seed: int = field(0, at_least=0, at_most=2**31 - 1)
+    steps: int = field(10_000, at_least=1)
+    batch_size: int = field(8, at_least=1)
+    grad_accumulation_steps: int = field(1, at_least=1)
+    steps_per_call: int = field(0, at_least=0)
+    log_every: int = field(50, at_least=1)
+    validate_every: int = field(500, at_least=1)
+    checkpoint_every: int = field(500, at_least=1)
+    panel_every: int = field(1_000, at_least=1)
+    keep_checkpoints: int = field(2, at_least=1)
+    validation_examples: int = field(64, at_least=1)
     tensorboard: bool = True
     deterministic: bool = False
 
@@ -213,56 +220,58 @@ class TrainConfig:
 class ShardingConfig:
     """The section `sharding`: how one run is spread over devices."""
 
-    transform: str = _field("jit", choices=("jit", "shard_map", "pmap"))
-    data_parallel: int = _field(-1, at_least=-1)
-    model_parallel: int = _field(1, at_least=1)
+    transform: str = field("jit", choices=("jit", "shard_map", "pmap"))
+    data_parallel: int = field(-1, at_least=-1)
+    model_parallel: int = field(1, at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class PopulationConfig:
     """The section `population`: how several runs share one program."""
 
-    members_per_program: int = _field(0, at_least=0)
-    mapping: str = _field("auto", choices=("auto", "unroll", "map", "vmap"))
+    members_per_program: int = field(0, at_least=0)
+    mapping: str = field("auto", choices=("auto", "unroll", "map", "vmap"))
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
     """The section `eval`: anomaly maps, image scores, thresholds and metrics."""
 
-    anomaly_map: str = _field("ssim", choices=("mse", "ssim", "gms", "msgms"))
-    smoothing: str = _field("gaussian", choices=("gaussian", "mean", "none"))
-    smoothing_fraction: float = _field(1 / 12, above=0.0, at_most=1.0)
-    image_score: str = _field("sum", choices=("sum", "max", "topk"))
-    topk_fraction: float = _field(0.01, above=0.0, at_most=1.0)
-    false_positive_rate: float = _field(0.05, above=0.0, at_most=0.5)
-    apply: str = _field("once", choices=("once", "iterate", "fixed_point"))
-    iterations: int = _field(1, at_least=1)
-    solver: str = _field("picard", choices=("picard", "damped", "anderson"))
-    fixed_point_tolerance: float = _field(1e-3, above=0.0)
-    max_steps: int = _field(50, at_least=1)
+    anomaly_map: str = field("ssim", choices=("mse", "ssim", "gms", "msgms", "learned"))
+    smoothing: str = field("gaussian", choices=("gaussian", "mean", "none"))
+    smoothing_fraction: float = field(1 / 12, above=0.0, at_most=1.0)
+    symmetries: bool = False
+    image_score: str = field("sum", choices=("sum", "max", "topk"))
+    topk_fraction: float = field(0.01, above=0.0, at_most=1.0)
+    false_positive_rate: float = field(0.05, above=0.0, at_most=0.5)
+    apply: str = field("once", choices=("once", "iterate", "fixed_point", "tangent"))
+    iterations: int = field(1, at_least=1)
+    solver: str = field("picard", choices=("picard", "damped", "anderson"))
+    fixed_point_tolerance: float = field(1e-3, above=0.0)
+    max_steps: int = field(50, at_least=1)
     native_size: bool = False
-    aupro_limit: float = _field(0.3, above=0.0, at_most=1.0)
-    bootstrap_resamples: int = _field(1_000, at_least=0)
+    aupro_limit: float = field(0.3, above=0.0, at_most=1.0)
+    bootstrap_resamples: int = field(1_000, at_least=0)
     diagnostics: bool = True
-    batch_size: int = _field(16, at_least=1)
-    bootstrap_seed: int = _field(0, at_least=0, at_most=2**31 - 1)
+    batch_size: int = field(16, at_least=1)
+    bootstrap_seed: int = field(0, at_least=0, at_most=2**31 - 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class BaselineConfig:
     """The section `baseline`: settings of the methods for comparison."""
 
-    pca_components: int = _field(32, at_least=1)
-    svm_nu: float = _field(0.1, above=0.0, at_most=1.0)
-    svm_side: int = _field(32, at_least=1)
-    svm_images: int = _field(1_000, at_least=1)
-    svdd_dimensions: int = _field(32, at_least=1)
+    pca_components: int = field(32, at_least=1)
+    svm_nu: float = field(0.1, above=0.0, at_most=1.0)
+    svm_side: int = field(32, at_least=1)
+    svm_images: int = field(1_000, at_least=1)
+    svdd_dimensions: int = field(32, at_least=1)
 
 
 # The names stand here and not in `methods`, because that package imports this module.
 METHODS = (
     "projection",
+    "discrepancy",
     "inpainting",
     "segmentation",
     "deep_svdd",
@@ -275,10 +284,11 @@ METHODS = (
 class Config:
     """All settings of one run; immutable and hashable, so that jit accepts it as static."""
 
-    method: str = _field("projection", choices=METHODS)
+    method: str = field("projection", choices=METHODS)
     data: DataConfig = DataConfig()
     corruption: CorruptionConfig = CorruptionConfig()
     model: ModelConfig = ModelConfig()
+    head: HeadConfig = HeadConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
@@ -308,8 +318,12 @@ class Config:
                 raise BadInput(f"corruption.min_{key}: {low} exceeds max_{key} {high}")
         if self.eval.apply != "iterate" and self.eval.iterations != 1:
             raise BadInput(f"eval.iterations: {self.eval.iterations} needs eval.apply=iterate")
-        if self.data.source == "folder" and not self.data.root:
-            raise BadInput("data.root: the folder source needs --config.data.root=DIR")
+        file = {"folder": "DIR", "list": "LIST.csv"}.get(self.data.source)
+        if file and not self.data.root:
+            needed = f"the {self.data.source} source needs --config.data.root={file}"
+            raise BadInput(f"data.root: {needed}")
+        if self.eval.anomaly_map == "learned" and self.method != "discrepancy":
+            raise BadInput("eval.anomaly_map: learned needs method=discrepancy")
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain nested dictionaries, ready for JSON."""
@@ -339,7 +353,7 @@ def from_config_dict(config: Mapping[str, Any]) -> Config:
         value, with one line that begins with the key.
     """
     to_dict = getattr(config, "to_dict", None)
-    return _construct(Config, check(to_dict() if to_dict else config), prefix="")
+    return construct(Config, check(to_dict() if to_dict else config), prefix="")
 
 
 def check(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -357,7 +371,7 @@ def check(values: Mapping[str, Any]) -> dict[str, Any]:
     values = dict(values)
     if isinstance(values.get("data"), Mapping):
         values["data"] = _resolve_size(values["data"])
-    return _check_section(Config, values, prefix="")
+    return check_section(Config, values, prefix="")
 
 
 def _resolve_size(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -368,81 +382,8 @@ def _resolve_size(data: Mapping[str, Any]) -> dict[str, Any]:
         return values
     # Checked here, so that an error names the key that the user set.
     (limits,) = (f.metadata for f in dataclasses.fields(DataConfig) if f.name == "height")
-    size = _check_field("data.size", _convert("data.size", int, size), limits)
+    size = check_field("data.size", convert("data.size", int, size), limits)
     for side in ("height", "width"):
         if values.get(side) is None:
             values[side] = size
     return values
-
-
-def _check_section(cls: type, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Returns a section's values with the types of `cls`, a dataclass."""
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls)
-    checked: dict[str, Any] = {}
-    for name, value in values.items():
-        key = prefix + str(name)
-        if name not in fields:
-            raise unknown_key(key, fields)
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint):
-            if not isinstance(value, Mapping):
-                raise BadInput(f"{key}: a section of keys, not {value!r}")
-            checked[name] = _check_section(typing.cast(type, hint), value, key + ".")
-        elif value is None:
-            # `derive` may still give the key a value; `_construct` refuses a key without one.
-            checked[name] = None
-        else:
-            checked[name] = _check_field(key, _convert(key, hint, value), fields[name].metadata)
-    return checked
-
-
-def _construct(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
-    """Returns an instance of `cls`, a dataclass, from values that were checked."""
-    hints = typing.get_type_hints(cls)
-    arguments = {}
-    for name, value in values.items():
-        key = prefix + name
-        if value is None:
-            raise BadInput(f"{key}: not set")
-        is_section = isinstance(value, dict)
-        arguments[name] = _construct(hints[name], value, key + ".") if is_section else value
-    return cls(**arguments)
-
-
-def _convert(key: str, hint: Any, value: Any) -> Any:
-    """Returns `value` with the type `hint`.
-
-    Only lossless conversions are made: an integer to a float, a list to a tuple.
-    """
-    if isinstance(hint, types.GenericAlias):  # tuple[int, ...]
-        (item, _) = typing.get_args(hint)
-        if isinstance(value, list | tuple):
-            return tuple(_convert(key, item, v) for v in value)
-        raise BadInput(f"{key}: a tuple of {item.__name__}, not {value!r}")
-    # A bool is an int in Python, so True would become 1.0 here and pass `isinstance` below.
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value) if abs(value) < 2**1000 else math.inf
-    if type(value) is not hint:
-        raise BadInput(f"{key}: expected {hint.__name__}, got {value!r}")
-    # NaN would pass every check of a limit, because comparisons with it are false.
-    if hint is float and not math.isfinite(value):
-        raise BadInput(f"{key}: a finite number, not {value!r}")
-    return value
-
-
-def _check_field(key: str, value: Any, limits: Mapping[str, Any]) -> Any:
-    """Returns `value` if it lies within the limits of its field."""
-    if new := renamed(key, value):
-        raise BadInput(f"{key}: {value!r} is an old value; use {new}")
-    choices, at_least = limits.get("choices"), limits.get("at_least")
-    at_most, above = limits.get("at_most"), limits.get("above")
-    if choices is not None and value not in choices:
-        raise BadInput(f"{key}: one of {', '.join(choices)}, not {value!r}")
-    if at_least is not None and value < at_least:
-        raise BadInput(f"{key}: at least {at_least}, not {value}")
-    if above is not None and value <= above:
-        raise BadInput(f"{key}: above {above}, not {value}")
-    if at_most is not None and value > at_most:
-        raise BadInput(f"{key}: at most {at_most}, not {value}")
-    return value

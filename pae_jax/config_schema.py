@@ -1,11 +1,15 @@
-"""The number of the config's schema, and the names that keys and values had before.
+"""The rules of a config: types and limits of fields, and names that keys and values had before.
 
 config.json, metrics.json and the records of results carry `SCHEMA`. A file of an older schema is
 read by `upgrade`; an old key on the command line or in a config file is refused by `renamed`.
 """
 
 import copy
+import dataclasses
 import difflib
+import math
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -121,3 +125,89 @@ def unknown_key(key: str, section: Any) -> BadInput:
     similar = difflib.get_close_matches(name, section, n=1) if isinstance(section, Mapping) else []
     suggestion = f"; did you mean {key.removesuffix(name)}{similar[0]}?" if similar else ""
     return BadInput(f"{key}: no such key{suggestion}")
+
+
+def field(
+    default: Any,
+    *,
+    at_least: int | float | None = None,
+    at_most: int | float | None = None,
+    above: int | float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """Returns a dataclass field whose limits are checked by `check_field`."""
+    limits = {"at_least": at_least, "at_most": at_most, "above": above, "choices": choices}
+    return dataclasses.field(default=default, metadata=limits)
+
+
+def check_section(cls: type, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Returns a section's values with the types of `cls`, a dataclass."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    checked: dict[str, Any] = {}
+    for name, value in values.items():
+        key = prefix + str(name)
+        if name not in fields:
+            raise unknown_key(key, fields)
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, Mapping):
+                raise BadInput(f"{key}: a section of keys, not {value!r}")
+            checked[name] = check_section(typing.cast(type, hint), value, key + ".")
+        elif value is None:
+            # `derive` may still give the key a value; `construct` refuses a key without one.
+            checked[name] = None
+        else:
+            checked[name] = check_field(key, convert(key, hint, value), fields[name].metadata)
+    return checked
+
+
+def construct(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
+    """Returns an instance of `cls`, a dataclass, from values that were checked."""
+    hints = typing.get_type_hints(cls)
+    arguments = {}
+    for name, value in values.items():
+        key = prefix + name
+        if value is None:
+            raise BadInput(f"{key}: not set")
+        is_section = isinstance(value, dict)
+        arguments[name] = construct(hints[name], value, key + ".") if is_section else value
+    return cls(**arguments)
+
+
+def convert(key: str, hint: Any, value: Any) -> Any:
+    """Returns `value` with the type `hint`.
+
+    Only lossless conversions are made: an integer to a float, a list to a tuple.
+    """
+    if isinstance(hint, types.GenericAlias):  # tuple[int, ...]
+        (item, _) = typing.get_args(hint)
+        if isinstance(value, list | tuple):
+            return tuple(convert(key, item, v) for v in value)
+        raise BadInput(f"{key}: a tuple of {item.__name__}, not {value!r}")
+    # A bool is an int in Python, so True would become 1.0 here and pass `isinstance` below.
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value) if abs(value) < 2**1000 else math.inf
+    if type(value) is not hint:
+        raise BadInput(f"{key}: expected {hint.__name__}, got {value!r}")
+    # NaN would pass every check of a limit, because comparisons with it are false.
+    if hint is float and not math.isfinite(value):
+        raise BadInput(f"{key}: a finite number, not {value!r}")
+    return value
+
+
+def check_field(key: str, value: Any, limits: Mapping[str, Any]) -> Any:
+    """Returns `value` if it lies within the limits of its field."""
+    if new := renamed(key, value):
+        raise BadInput(f"{key}: {value!r} is an old value; use {new}")
+    choices, at_least = limits.get("choices"), limits.get("at_least")
+    at_most, above = limits.get("at_most"), limits.get("above")
+    if choices is not None and value not in choices:
+        raise BadInput(f"{key}: one of {', '.join(choices)}, not {value!r}")
+    if at_least is not None and value < at_least:
+        raise BadInput(f"{key}: at least {at_least}, not {value}")
+    if above is not None and value <= above:
+        raise BadInput(f"{key}: above {above}, not {value}")
+    if at_most is not None and value > at_most:
+        raise BadInput(f"{key}: at most {at_most}, not {value}")
+    return value

@@ -18,6 +18,8 @@ from jaxtyping import Key as KeyArray
 from pae_jax import image_ops, masks, rng
 from pae_jax.config import CorruptionConfig
 
+SEAM = 1 / 24  # σ of the blur that defines slow changes, as a fraction of the shorter side
+
 Image = Float[Array, "h w 3"]
 Texture = Float[Array, "th tw 3"]
 Mask = Float[Array, "h w"]
@@ -102,6 +104,35 @@ def mixed(key: Key, image: Image, texture: Texture, config: CorruptionConfig) ->
     # All patterns are computed and one is selected, because under vmap every branch would run.
     y = jnp.stack(patterns)[rng.uniform_int(choice_key, 0, len(patterns))]
     return y, masks.MASKS[config.mask](mask_key, image, config)
+
+
+def varied(
+    key: Key, image: Image, texture: Texture, config: CorruptionConfig
+) -> tuple[Image, Mask]:
+    """Draws y as `mixed` does, or as a window on the image without a seam.
+
+    The slow changes of the window are replaced by those of x, so that neither a step of
+    brightness nor an edge shows where it was pasted. NSA (Schlüter et al. 2022) blends patches of
+    other images by Poisson's equation to the same end.
+    """
+    choice_key, mask_key, *keys = jax.random.split(key, 7)
+    shape = image.shape[0], image.shape[1]
+    window = random_view(keys[4], image, shape)
+    patterns = [
+        random_pattern(keys[0], texture, shape, config),
+        random_pattern(keys[1], image, shape, config),
+        warp(keys[2], image),
+        change_tone(keys[3], image, brightness=2 * config.brightness, contrast=config.contrast),
+        jnp.clip(window + _blur(image - window, min(shape) * SEAM), 0.0, 1.0),
+    ]
+    # All patterns are computed and one is selected, because under vmap every branch would run.
+    y = jnp.stack(patterns)[rng.uniform_int(choice_key, 0, len(patterns))]
+    return y, masks.MASKS[config.mask](mask_key, image, config)
+
+
+def _blur(image: Image, sigma: float) -> Image:
+    kernel = image_ops.gaussian_kernel(sigma)
+    return jnp.moveaxis(image_ops.filter_axes(jnp.moveaxis(image, -1, 0), kernel), 0, -1)
 
 
 def warp(key: Key, image: Image) -> Image:
@@ -212,6 +243,7 @@ def riad(key: Key, image: Image, texture: Texture, config: CorruptionConfig) -> 
 KINDS: dict[str, Callable[[Key, Image, Texture, CorruptionConfig], tuple[Image, Mask]]] = {
     "texture": paste_texture,
     "mixed": mixed,
+    "varied": varied,
     "draem": draem,
     "cutpaste": cutpaste,
     "riad": riad,

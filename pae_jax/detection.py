@@ -3,7 +3,7 @@
 This module neither reads nor writes files; `workdir.trained_model` does.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from pae_jax import anomaly_map, image_ops
-from pae_jax.config import Config, DataConfig
+from pae_jax import anomaly_map, augmentation, image_ops
+from pae_jax.config import Config, DataConfig, EvalConfig
 from pae_jax.methods import METHODS
 
 # The paper sums the map (§2.2). The other two depend less on the size of the defect.
@@ -52,6 +52,18 @@ class Thresholds(NamedTuple):
     false_positive_rate: float
 
 
+class HeldOut(NamedTuple):
+    """What thresholds are chosen from: a number for each held-out normal image.
+
+    Attributes:
+      scores: image scores by name, n each.
+      maxima: the n largest values of the maps.
+    """
+
+    scores: dict[str, list[float]]
+    maxima: list[float]
+
+
 def detect(params: Any, images: Array, config: Config) -> Detection:
     """Returns the detection of a batch of uint8 images (b, h, w, 1 or 3); a pure function."""
     return detect_float(params, image_ops.to_float(images), config)
@@ -59,7 +71,7 @@ def detect(params: Any, images: Array, config: Config) -> Detection:
 
 def detect_float(params: Any, x: Float[Array, "b h w 3"], config: Config) -> Detection:
     """Returns the detection of a batch of float images in [0, 1]; a pure function."""
-    reconstruction, maps = METHODS[config.method].anomaly_map(params, x, config)
+    reconstruction, maps = _averaged_map(params, x, config)
     scores = {
         name: anomaly_map.image_score(maps, name, config.eval.topk_fraction)
         for name in REPORTED_SCORES
@@ -68,15 +80,42 @@ def detect_float(params: Any, x: Float[Array, "b h w 3"], config: Config) -> Det
     return Detection(reconstruction, jnp.broadcast_to(maps, x.shape[:3]), scores)
 
 
+def _averaged_map(params: Any, x: Array, config: Config) -> tuple[Any, Array]:
+    """Returns the method's reconstruction and map; with `eval.symmetries` the mean map.
+
+    The mean is over the flips and turns under which a normal image stays normal.
+    """
+    elements = [(False, 0)]
+    if config.eval.symmetries:
+        elements = augmentation.symmetries(config.data.augmentation, (x.shape[1], x.shape[2]))
+    # One batch of all copies, so that the network is compiled once.
+    copies = jnp.concatenate([augmentation.transform(x, *element) for element in elements])
+    reconstructions, maps = METHODS[config.method].anomaly_map(params, copies, config)
+    back = [
+        augmentation.transform(part, *element, inverse=True)
+        for part, element in zip(jnp.split(maps, len(elements)), elements, strict=True)
+    ]
+    if reconstructions is not None:
+        reconstructions = reconstructions[: len(x)]
+    return reconstructions, sum(back[1:], start=back[0]) / len(back)
+
+
 def detect_all(
     params: Any, images: UInt8[np.ndarray, "n h w c"], config: Config
 ) -> Iterator[Detection]:
     """Yields one `Detection` of numpy arrays for each image, computed in batches."""
+    if not len(images):
+        return
     config, size = inference_config(config), min(config.eval.batch_size, len(images))
+    # A member of a population may have its parameters on another device than the default one.
+    arrays = [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
+    device = arrays[0].sharding if arrays else None
     for start in range(0, len(images), size):
         # The last batch is padded with the last image, so that one compiled program serves all.
         rows = np.minimum(np.arange(start, start + size), len(images) - 1)
-        batch = jax.device_get(_detect(params, images[rows], config=config))
+        # Put explicitly, because the training loop allows no other transfer.
+        batch = jax.device_put(images[rows], device)
+        batch = jax.device_get(_detect(params, batch, config=config))
         for i in range(min(size, len(images) - start)):
             yield jax.tree.map(lambda leaf, i=i: leaf[i], batch)
 
@@ -102,26 +141,37 @@ def inference_config(config: Config) -> Config:
         data=data,
         corruption=config.corruption,
         model=config.model,
+        head=config.head,
         eval=config.eval,
         baseline=config.baseline,
     )
 
 
-def choose_thresholds(detections: Sequence[Detection], config: Config) -> Thresholds:
-    """Returns the thresholds that at most `eval.false_positive_rate` of the images exceed.
+def summarise(detections: Iterable[Detection]) -> HeldOut:
+    """Returns what thresholds are chosen from, of the detections of single images."""
+    scores: dict[str, list[float]] = {name: [] for name in REPORTED_SCORES}
+    maxima = []
+    for detection in detections:
+        for name, value in detection.scores.items():
+            scores[name].append(float(value))
+        maxima.append(float(detection.map.max()))
+    return HeldOut(scores, maxima)
+
+
+def choose_thresholds(held_out: HeldOut, settings: EvalConfig) -> Thresholds:
+    """Returns the thresholds that at most `false_positive_rate` of the images exceed.
 
     Args:
-      detections: those of the held-out normal images.
-      config: `eval.image_score` names the score that decides.
+      held_out: that of the held-out normal images.
+      settings: `image_score` names the score that decides.
     """
-    scores = [float(detection.scores[config.eval.image_score]) for detection in detections]
-    maxima = [float(detection.map.max()) for detection in detections]
-    level = 1 - config.eval.false_positive_rate
+    level = 1 - settings.false_positive_rate
+    scores = held_out.scores[settings.image_score]
     return Thresholds(
         # The next observed value is taken, not an interpolated one, so that the rate holds on
         # these images.
         score=float(np.quantile(scores, level, method="higher")),
-        pixel=float(np.quantile(maxima, level, method="higher")),
-        images=len(detections),
-        false_positive_rate=config.eval.false_positive_rate,
+        pixel=float(np.quantile(held_out.maxima, level, method="higher")),
+        images=len(held_out.maxima),
+        false_positive_rate=settings.false_positive_rate,
     )

@@ -4,6 +4,9 @@ W/eval/metrics.json   all numbers; null where undefined
 W/eval/scores.csv     the scores and the decision of every test image
 W/eval/report.html    the same with pictures, in one file
 W/eval/maps/          with save_maps: CATEGORY/test/TYPE/NAME.tiff, float32 at native size
+
+An evaluation with other settings than the run's has a folder W/eval_KEY=VALUE,… beside it. Files of
+an earlier evaluation in the same folder are replaced together.
 """
 
 import functools
@@ -19,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.dataset import TestSplit, TrainingSplit, open_test
-from data_pipelines.errors import BadInput
+from data_pipelines.errors import BadInput, spell
 from data_pipelines.items import GOOD
 from pae_jax import augmentation, detection, diagnostics, image_ops, metrics, rng
 from pae_jax.config import EvalConfig
@@ -29,7 +32,7 @@ from pae_jax.methods import METHODS
 from pae_jax.metrics import bootstrap
 from pae_jax.report import html, pictures, statements
 from pae_jax.report.table import is_defined, metric_names
-from pae_jax.workdir import files, provenance, run, trained_model, validation
+from pae_jax.workdir import eval_folder, files, provenance, trained_model, validation
 from pae_jax.workdir.paths import AnyPath, to_workdir
 
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1_max", "pixel_aupimo")
@@ -68,7 +71,7 @@ def evaluate(
 
     Args:
       workdir: the folder of a training run, local or gs://.
-      overrides: words --config.eval.KEY=VALUE.
+      overrides: words --config.eval.KEY=VALUE, or places of the data, --config.data.root=DIR.
       save_maps: also writes the maps as TIFF, as MVTec's own evaluation script reads them.
 
     Raises:
@@ -76,16 +79,22 @@ def evaluate(
     """
     workdir = to_workdir(workdir)
     model = trained_model.load(workdir, overrides)
-    settings, out = model.config.eval, workdir / "eval"
-    files.check_writable(out)
+    settings = model.config.eval
+    out = eval_folder.locate(workdir, settings)
+    # The folder is made beside its place, or objects of a bucket are written one by one.
+    files.check_writable(workdir)
+    eval_folder.restore(out)
     split = functools.cache(functools.partial(trained_model.open_split, workdir, model.config))
+    if any(not word.startswith("--config.eval.") for word in overrides):
+        split()  # whether these are the data of the run
     thresholds = trained_model.thresholds(workdir, model, split)
     test = open_test(model.config.data.spec, channels=model.channels, value_range=model.value_range)
+    test = test._replace(names=[*map(spell, test.names)], types=[*map(spell, test.types)])
     # The paths are checked before the work, not after it.
-    map_paths = _map_paths(out / "maps" / _category(model), test.names) if save_maps else []
+    map_names = _map_names(_category(model), test.names) if save_maps else []
     detections = _detect(model, test)
 
-    record = {
+    content = {
         "schema": SCHEMA,
         **_test_metrics(model, test, detections),
         "threshold": {
@@ -103,18 +112,20 @@ def evaluate(
                 (~_has_labels(test, settings.native_size)).sum() if test.masks is not None else 0
             ),
         },
-        "diagnostics": _diagnose(model, split()) if settings.diagnostics else {},
+        "diagnostics": _diagnose(workdir, model, split()) if settings.diagnostics else {},
         "images": {name: test.types.count(name) for name in (GOOD, *_defect_types(test))},
         "provenance": provenance.describe(model.config, step=model.step),
     }
-    files.write_json(out / "metrics.json", record)
-    files.write_csv(
-        out / "scores.csv", _score_rows(test, detections, thresholds, settings.image_score)
-    )
-    if save_maps:
-        _write_maps(map_paths, test, detections.maps)
-    html.write_report(out / "report.html", _report(model, test, detections, thresholds, record))
-    return Evaluation(record, out / "report.html")
+    rows = _score_rows(test, detections, thresholds, settings.image_score)
+    report = _report(model, test, detections, thresholds, content)
+    with eval_folder.replace(out) as folder:
+        if save_maps:
+            _write_maps([folder / name for name in map_names], test, detections.maps)
+        files.write_csv(folder / "scores.csv", rows)
+        html.write_report(folder / "report.html", report)
+        # Last, because it stands for the whole evaluation.
+        files.write_json(folder / "metrics.json", content)
+    return Evaluation(content, out / "report.html")
 
 
 def _detect(model: trained_model.Model, test: TestSplit) -> _Detections:
@@ -256,7 +267,9 @@ def _decision_rates(positive: np.ndarray, labels: np.ndarray) -> dict[str, float
     return {"test_false_positive_rate": rate(~labels), "test_true_positive_rate": rate(labels)}
 
 
-def _diagnose(model: trained_model.Model, split: TrainingSplit) -> dict[str, float]:
+def _diagnose(
+    workdir: AnyPath, model: trained_model.Model, split: TrainingSplit
+) -> dict[str, float]:
     """Measures the properties of f as a projection; nothing for a method without an f.
 
     The images are held out and the corruptions are made of held-out textures. No test image is
@@ -266,7 +279,7 @@ def _diagnose(model: trained_model.Model, split: TrainingSplit) -> dict[str, flo
     reconstruct = METHODS[config.method].reconstruct
     if reconstruct is None:
         return {}
-    textures = run.open_run_textures(config)
+    textures = trained_model.open_textures(workdir, config)
     root = jax.random.key(seed)
     # Crops and probes take streams of their own: both fold by the image's index.
     crop_key, key = (rng.stream_key(root, name) for name in ("diagnostics crops", "diagnostics"))
@@ -305,13 +318,19 @@ def _score_rows(
 
 def _category(model: trained_model.Model) -> str:
     data = model.config.data
-    return data.category.rpartition("/")[2] or Path(data.root).name or data.source
+    root = Path(data.root)
+    name = root.stem if data.source == "list" else root.name
+    return data.category.rpartition("/")[2] or name or data.source
 
 
-def _map_paths(directory: AnyPath, names: Sequence[str]) -> list[AnyPath]:
+def _map_names(category: str, names: Sequence[str]) -> list[str]:
     """Returns where the official script looks for the maps: the image's name with `.tiff`."""
-    paths = [(directory / "test" / name).with_suffix(".tiff") for name in names]
-    owners: dict[AnyPath, str] = {}
+    folder = Path("maps", category, "test")
+    paths = [
+        files.output_path(folder, name.removesuffix(Path(name).suffix), ".tiff").as_posix()
+        for name in names
+    ]
+    owners: dict[str, str] = {}
     for path, name in zip(paths, names, strict=True):
         if path in owners:
             raise BadInput(f"{owners[path]}, {name}: the map of both would be {path}")

@@ -1,7 +1,10 @@
 """Operations on images: conversion, cropping, resampling, pixel blocks and padding."""
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, Shaped
 
 Image = Float[Array, "h w c"]
@@ -91,3 +94,41 @@ def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int) -> Float[Array, "
     """Pads the bottom and the right by symmetric reflection until `multiple` divides h and w."""
     pads = [(0, -size % multiple) for size in x.shape[1:3]]
     return jnp.pad(x, [(0, 0), *pads, (0, 0)], mode="symmetric") if any(map(max, pads)) else x
+
+
+def gaussian_kernel(sigma: float, radius: int | None = None) -> Float[np.ndarray, " n"]:
+    """Returns the weights of a Gaussian window of 2·radius + 1 pixels, by default cut at 4σ."""
+    radius = math.ceil(4 * sigma) if radius is None else radius
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    return weights / weights.sum()
+
+
+def filter_matrix(kernel: Float[np.ndarray, " n"], size: int) -> Float[np.ndarray, "size size"]:
+    """Returns the matrix that filters an axis of `size` pixels with reflected ends."""
+    radius = kernel.size // 2
+    pixel = np.arange(size)[:, None]
+    source = (pixel + np.arange(-radius, radius + 1)) % (2 * size)
+    source = np.where(source < size, source, 2 * size - 1 - source)
+    matrix = np.zeros((size, size))
+    # Near a border several weights fall on the same pixel. `matrix[pixel, source] += kernel` would
+    # keep only one of them.
+    np.add.at(matrix, (pixel, source), kernel)
+    return matrix
+
+
+def filter_axes(
+    maps: Float[Array, "*batch h w"], kernel: Float[np.ndarray, " n"]
+) -> Float[Array, "*batch h w"]:
+    """Filters the last two axes by one symmetric window each, with reflected borders."""
+    # A window with reflected borders is a matrix along each axis, exact for every size. On a CPU
+    # two matrix products took 4 to 5 ms, shifted sums 18 to 71 ms, convolutions 106 to 403 ms.
+    rows, columns = (jnp.asarray(filter_matrix(kernel, n), maps.dtype) for n in maps.shape[-2:])
+    # With the default precision accelerators round the factors of a product to fewer bits.
+    return jnp.einsum(
+        "ij,...jk,lk->...il",
+        rows,
+        maps,
+        columns,
+        precision=jax.lax.Precision.HIGHEST,
+        optimize=True,
+    )

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from data_pipelines.errors import BadInput, CannotWrite
+from data_pipelines.errors import BadInput, CannotWrite, printable
 from pae_jax.devices import process, surroundings
 
 # Each verb imports the heavy packages that it needs, so that `pae --help` is quick.
@@ -29,7 +29,7 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
         runs = [(members[name], workdir) for name, workdir in zip(names, workdirs, strict=True)]
         for workdir, result in zip(workdirs, population.train_population(runs), strict=True):
             outcomes.add(result.outcome)
-            print(f"{workdir}: {result.outcome} at step {result.step}")
+            print(printable(f"{workdir}: {result.outcome} at step {result.step}"))
             if result.outcome == train.DIVERGED:
                 line = f"step {result.step}: loss, gradient or parameters are not finite"
                 print(line, file=sys.stderr)
@@ -48,7 +48,7 @@ def _evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
     logs.configure_logging()
     evaluation = evaluate.evaluate(args.workdir, overrides=overrides, save_maps=args.save_maps)
     print(table.format_table(evaluation.metrics))
-    print(evaluation.report)
+    print(printable(str(evaluation.report)))
     return 0
 
 
@@ -58,7 +58,8 @@ def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
 
     process.start()
     logs.configure_logging()
-    print(predict.predict(args.workdir, args.images, args.out, overrides=overrides))
+    scores = predict.predict(args.workdir, args.images, args.out, overrides=overrides)
+    print(printable(str(scores)))
     return 0
 
 
@@ -71,7 +72,7 @@ def _sweep(args: argparse.Namespace, overrides: list[str]) -> int:
     logs.configure_logging()
     result = sweep.sweep(args.config, args.workdir, overrides)
     print(result.table.read_bytes().decode())
-    print(result.table)
+    print(printable(str(result.table)))
     return 0 if set(result.outcomes.values()) == {train.FINISHED} else 1
 
 
@@ -86,6 +87,18 @@ def _compile(args: argparse.Namespace, overrides: list[str]) -> int:
         print(aot.format_report(report), flush=True)
         fits = fits and report.fits
     return 0 if fits else 1
+
+
+def _import(args: argparse.Namespace, overrides: list[str]) -> int:
+    from data_pipelines import importers
+    from pae_jax.workdir import logs
+
+    if overrides:
+        raise BadInput(f"{overrides[0]}: `pae import` takes no such argument")
+    logs.configure_logging()
+    options = importers.Options(test_fraction=args.test_fraction)
+    print(importers.import_list(args.name, args.root, args.out, options))
+    return 0
 
 
 def _configs(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -139,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = verbs.add_parser("predict", help="write scores, heat maps and masks of new images")
     predict.add_argument("--workdir", **workdir)
-    predict.add_argument("--images", required=True, help="a local folder of images")
+    predict.add_argument("--images", required=True, help="a local image or folder of images")
     predict.add_argument(
         "--out", required=True, help="a new or empty folder or URI for the results"
     )
@@ -157,7 +170,26 @@ def _parser() -> argparse.ArgumentParser:
     for verb in (train, sweep, aot):
         verb.epilog = "Any key of the configuration can be set by --config.KEY=VALUE."
     for verb in (evaluate, predict):
-        verb.epilog = "Keys of the section eval can be set by --config.eval.KEY=VALUE."
+        verb.epilog = (
+            "Keys of the section eval can be set by --config.eval.KEY=VALUE. Data that have moved "
+            "are named by --config.data.root=DIR and --config.data.textures=DIR."
+        )
+
+    imports = verbs.add_parser(
+        "import",
+        help="write the list of a public data set or of annotations, for data.source=list",
+        epilog="docs/data.md names the data sets and their layouts.",
+    )
+    imports.add_argument("name", metavar="NAME", help="mvtec_ad, visa, coco, label_studio, …")
+    imports.add_argument("root", metavar="ROOT[/CATEGORY]", help="its folder, or a JSON file")
+    imports.add_argument("--out", metavar="LIST", required=True, help="a file .csv or .jsonl")
+    imports.add_argument(
+        "--test_fraction",
+        type=float,
+        default=0.3,
+        help="fraction of the good images for testing, for coco and label_studio (0.3)",
+    )
+    imports.set_defaults(run=_import)
 
     configs = verbs.add_parser("configs", help="list the shipped configs")
     configs.set_defaults(run=_configs)

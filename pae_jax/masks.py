@@ -6,6 +6,8 @@ another, add a function to the registry and its name to `config.CorruptionConfig
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +36,25 @@ OCTAVES = 3  # of the family "perlin"
 
 def ellipses(key: Key, image: Image, config: CorruptionConfig) -> Mask:
     """Draws rotated ellipses with an elastic distortion."""
-    return _blobs(key, image, config, _euclidean, max_angle=math.pi, distortion=config.distortion)
+    draw = partial(_log_uniform_axes, norm=_euclidean)
+    return _blobs(key, image, config, draw, max_angle=math.pi, distortion=config.distortion)
 
 
 def boxes(key: Key, image: Image, config: CorruptionConfig) -> Mask:
     """Draws rectangles parallel to the axes."""
-    return _blobs(key, image, config, _maximum, max_angle=0.0, distortion=0.0)
+    draw = partial(_log_uniform_axes, norm=_maximum)
+    return _blobs(key, image, config, draw, max_angle=0.0, distortion=0.0)
+
+
+def shapes(key: Key, image: Image, config: CorruptionConfig) -> Mask:
+    """Draws ellipses, strips and bands with distorted edges, each of three forms equally often.
+
+    A strip is a thin rectangle, as a scratch is. A band crosses the whole image; at a border it
+    covers a side or a corner, as chips and shadows do. Half-widths are log-uniform in [`min_axis`,
+    `max_axis`] of the shorter side. So is the softness of the edge, in [`softness`², 1].
+    """
+    draw, distortion = _random_form, config.distortion
+    return _blobs(key, image, config, draw, max_angle=math.pi, distortion=distortion, extra=3)
 
 
 def perlin(key: Key, image: Image, config: CorruptionConfig) -> Mask:
@@ -70,6 +85,7 @@ MASKS: dict[str, Callable[[Key, Image, CorruptionConfig], Mask]] = {
     "ellipses": ellipses,
     "perlin": perlin,
     "boxes": boxes,
+    "shapes": shapes,
 }
 
 
@@ -126,44 +142,98 @@ def _maximum(y: Array, x: Array) -> Array:
     return jnp.maximum(jnp.abs(y), jnp.abs(x))
 
 
+class _Form(NamedTuple):
+    """The form of one blob before it is rotated.
+
+    Attributes:
+      axes: half-axes in pixels, at least 1: a smaller blob could lie between the pixel centres and
+        leave the mask empty.
+      norm: the blob is the unit ball of this function of (y, x), after division by the axes.
+      scale: the distance of two knots of the distortion in pixels.
+      softness: the width of the soft edge as a fraction of the radius.
+    """
+
+    axes: Float[Array, "2"]
+    norm: Callable[[Array, Array], Array]
+    scale: Scalar
+    softness: Scalar | float
+
+
+def _log_uniform_axes(
+    numbers: Float[Array, " n"],
+    side: int,
+    config: CorruptionConfig,
+    *,
+    norm: Callable[[Array, Array], Array],
+) -> _Form:
+    """Draws half-axes log-uniformly in [min_axis, max_axis] of the shorter side."""
+    axes = config.min_axis * (config.max_axis / config.min_axis) ** numbers[:2]
+    axes = jnp.maximum(axes * side, 1.0)
+    return _Form(axes, norm, jnp.max(axes) / 2, config.softness)
+
+
+def _random_form(numbers: Float[Array, "5"], side: int, config: CorruptionConfig) -> _Form:
+    """Draws an ellipse, a strip or a band; see `shapes`."""
+    half = side * config.min_axis * (config.max_axis / config.min_axis) ** numbers[:2]
+    form, slenderness, softness = numbers[2:]
+    is_ellipse, is_band = form < 1 / 3, form >= 2 / 3
+    # Three times the shorter side is longer than the diagonal of images up to 1 : 2.
+    length = jnp.where(is_ellipse, half[0], jnp.where(is_band, 3.0 * side, 2 * half[0]))
+    width = jnp.where(is_ellipse | is_band, half[1], half[1] / 8**slenderness)
+    axes = jnp.maximum(jnp.stack([length, width]), 1.0)
+
+    def norm(y: Array, x: Array) -> Array:
+        return jnp.where(is_ellipse, _euclidean(y, x), _maximum(y, x))
+
+    # The edge of a long form is distorted over the lengths of a short one.
+    scale = jnp.minimum(jnp.max(axes), side / 3) / 2
+    return _Form(axes, norm, scale, config.softness ** (2 * softness))
+
+
 def _blobs(
     key: Key,
     image: Image,
     config: CorruptionConfig,
-    norm: Callable[[Array, Array], Array],
+    draw_form: Callable[[Array, int, CorruptionConfig], _Form],
     *,
     max_angle: float,
     distortion: float,
+    extra: int = 0,
 ) -> Mask:
-    """Draws min_blobs to max_blobs unit balls of `norm`, stretched, rotated and distorted.
+    """Draws min_blobs to max_blobs forms, rotated and distorted.
 
-    Each blob has its own position, axes, angle and opacity α. Half-axes are log-uniform in
-    [min_axis, max_axis] of the shorter side, at least one pixel. M falls smoothly from α to 0
-    over the outer fraction `softness` of the radius. Where blobs overlap, M is the maximum.
+    Each blob has its own position, form, angle and opacity α. M falls smoothly from α to 0 over
+    the outer fraction `softness` of the radius. Where blobs overlap, M is the maximum.
+
+    Args:
+      key: a key.
+      image: gives the size, and the edges where `config.placement` asks for them.
+      config: the numbers of blobs, their softness, opacity and placement.
+      draw_form: (uniform numbers (2 + extra,), shorter side, config) → the form.
+      max_angle: the rotation is uniform in [0, max_angle].
+      distortion: the strength of the elastic distortion.
+      extra: the random numbers that a form needs beyond two.
     """
     height, width, _ = image.shape
-    side = min(height, width)
     place = PLACEMENTS[config.placement]
     count_key, number_key, field_key = jax.random.split(key, 3)
     count = rng.uniform_int(count_key, config.min_blobs, config.max_blobs + 1)
-    numbers = rng.uniform(number_key, config.max_blobs, 6)
+    numbers = rng.uniform(number_key, config.max_blobs, 6 + extra)
     # U[0, 1) has the variance 1/12; the knots' is 1.
     knots = math.sqrt(12) * (rng.uniform(field_key, config.max_blobs, 2, KNOTS, KNOTS) - 0.5)
 
-    def blob(numbers: Float[Array, "6"], knots: Float[Array, "2 knots knots"]) -> Mask:
+    def blob(numbers: Float[Array, " n"], knots: Float[Array, "2 knots knots"]) -> Mask:
         position, sizes, angle, opacity = numbers[:2], numbers[2:4], numbers[4], numbers[5]
         row, column = place(position, image)
         y = jnp.arange(height) + 0.5 - row
         x = jnp.arange(width) + 0.5 - column
-        axes = config.min_axis * (config.max_axis / config.min_axis) ** sizes
-        # A smaller blob could lie between the pixel centres and leave the mask empty.
-        axes = jnp.maximum(axes * side, 1.0)
+        sizes = jnp.concatenate([sizes, numbers[6:]])
+        axes, norm, scale, softness = draw_form(sizes, min(height, width), config)
         cos, sin = jnp.cos(max_angle * angle), jnp.sin(max_angle * angle)
-        scale = jnp.max(axes) / 2  # distance of two knots in pixels
         field = distortion * scale * _smooth_field(knots, y / scale, x / scale)
         y, x = y[:, None] + field[0], x[None, :] + field[1]
         radius = norm((cos * y + sin * x) / axes[0], (cos * x - sin * y) / axes[1])
-        return _opacity(opacity, config) * _smoothstep((1 - radius) / config.softness)
+        return _opacity(opacity, config) * _smoothstep((1 - radius) / softness)
 
     # All blobs are drawn and the surplus is hidden, because shapes must not depend on the key.
     blobs = jax.vmap(blob)(numbers, knots)

@@ -23,6 +23,7 @@ __all__ = [
     "iterate",
     "jacobian_identity",
     "project",
+    "tangent_projection",
 ]
 
 _DISTRIBUTIONS = {"rademacher": jax.random.rademacher, "gaussian": jax.random.normal}
@@ -34,10 +35,13 @@ def project(
     """Returns the images that x is compared with in the anomaly map, as `config.apply` says.
 
     "once" is f(x), "iterate" is fⁿ(x) with n = `config.iterations`, "fixed_point" is the fixed
-    point of f from x (§3.2), with the solver, tolerance and step limit of the config.
+    point of f from x (§3.2), with the solver, tolerance and step limit of the config, and
+    "tangent" is `tangent_projection`.
     """
     if config.apply == "once":
         return f(x)
+    if config.apply == "tangent":
+        return tangent_projection(f, x)
     if config.apply == "iterate":
         return iterate(f, x, config.iterations)
     return fixed_point(
@@ -47,6 +51,18 @@ def project(
         max_steps=config.max_steps,
         solver=config.solver,
     ).value
+
+
+def tangent_projection(f: Callable, x: Float[Array, "b *image"]) -> Float[Array, "b *image"]:
+    """Returns f(x) + J_f(f(x))·(x − f(x)), the projection of x to the tangent space at f(x).
+
+    For an exact projection f the Jacobian on the manifold projects to the tangent space. What f
+    takes for normal variation in the residual x − f(x) is thus added to f(x), and the rest of the
+    residual is what f removes. One `jax.jvp` computes it.
+    """
+    fx = f(x)
+    _, tangent = jax.jvp(f, (fx,), (x - fx,))
+    return fx + tangent
 
 
 def jacobian_identity(

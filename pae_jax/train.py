@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from data_pipelines.errors import printable
 from pae_jax import methods, train_step
 from pae_jax.config import Config
 from pae_jax.devices import hardware, process, profiler, sharding
@@ -84,7 +85,8 @@ def train_and_evaluate(config: Config, workdir: str | os.PathLike[str]) -> Train
 
     Args:
       config: the run's configuration.
-      workdir: a new folder, or one that holds a run of the same configuration.
+      workdir: a new folder, or one that holds a run of the same configuration, apart from what
+        `workdir.changes` allows.
 
     Returns:
       How the run ended.
@@ -102,7 +104,8 @@ def train_and_evaluate(config: Config, workdir: str | os.PathLike[str]) -> Train
 def run_loop(runs: Sequence[Run], trainer: Trainer) -> list[TrainResult]:
     """Trains runs of equal length together, to their end.
 
-    Order of the loop: validate → save → next batch → steps → log. All random numbers are derived
+    Order of the loop: validate → save → next batch → steps → log; after the last save, the
+    thresholds are chosen. All random numbers are derived
     from the step, so a resumed run repeats the uninterrupted one bit for bit.
 
     Args:
@@ -141,6 +144,9 @@ def run_loop(runs: Sequence[Run], trainer: Trainer) -> list[TrainResult]:
                 # A run without steps ends where it starts, and has no checkpoint yet.
                 if should_save or (is_last and step not in recorder.checkpoints.steps):
                     recorder.save(step, trainer.state(state, i))
+                if is_last:
+                    params = trainer.state_on_one_device(state, i).eval_params
+                    recorder.write_thresholds(step, params)
                 if is_last or should_stop:
                     recorder.finish(FINISHED if is_last else STOPPED, step)
             if all(recorder.result for recorder in recorders):
@@ -187,8 +193,9 @@ class SingleTrainer:
         self._config = config
         # On all devices, because every call would copy it there otherwise.
         replicated = sharding.replicated_sharding(mesh)
-        make_key = jax.jit(jax.random.key, static_argnums=0, out_shardings=replicated)
-        self._key = make_key(config.train.seed)
+        # The seed is an argument, because JAX keeps a program of each static value for ever.
+        make_key = jax.jit(jax.random.key, out_shardings=replicated)
+        self._key = make_key(np.uint32(config.train.seed))
 
     def start(self, runs: Sequence[Run]) -> tuple[int, train_step.TrainState]:
         """Restores the run and opens its data; see `Trainer`."""
@@ -286,7 +293,7 @@ def _log_start(runs: Sequence[Run], trainer: Trainer, start: int, state: Any) ->
     held_out = _format_range([len(run.data.held_out) for run in runs])
     storage = "kept on the device" if run.on_device else "streamed from the host"
     resumed = f"resumed from step {start} of {steps}" if start else f"starting, {steps} steps"
-    _logger.info("training: %s", workdirs)
+    _logger.info("training: %s", printable(workdirs))
     _logger.info("devices: %d of %d %s, mesh %s", trainer.mesh.size, jax.device_count(), kind, mesh)
     if idle := sharding.idle_devices(trainer.mesh):
         names = [str(device) for device in idle[:_MAX_NAMED]]

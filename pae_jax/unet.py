@@ -26,6 +26,7 @@ from pae_jax import image_ops
 from pae_jax.config import ModelConfig
 from pae_jax.devices import hardware, winograd
 
+HIGH_PASS_SIGMA = 1.6  # pixels; exp(−(2πσ/8.5)²/2) = 0.5
 EDGE = 1 / 512  # half an 8-bit grey level; [0, 1] is scaled to [EDGE, 1 − EDGE] before a logit
 
 
@@ -211,19 +212,27 @@ class UNet(nn.Module):
     With `config.patch_size` p > 1 each p × p block of pixels becomes one position with p²·c
     channels. The encoder and the decoder have one stage per entry of `config.widths`; the image is
     padded so that every stage halves the resolution evenly, and the output is cropped.
+
+    Attributes:
+      config: the architecture.
+      outputs: the number of output channels; None gives an image of the input's shape, whose
+        channels are equal with `config.grey`.
     """
 
     config: ModelConfig
+    outputs: int | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w outputs"]:
         """Returns the reconstructions f(x), float32."""
         config = self.config
         # Rematerialisation computes a block twice instead of keeping its activations.
         remat: Callable[[type[nn.Module]], Any] = nn.remat if config.remat else lambda block: block
         stage, dilated, decoder = remat(Stage), remat(DilatedLayer), remat(Decoder)
         _, height, width, channels = x.shape
-        y = image_ops.pad_to_multiple(x, config.patch_size * 2 ** len(config.widths))
+        outputs = self.outputs or (1 if config.grey else channels)
+        y = INPUTS[config.input](x)
+        y = image_ops.pad_to_multiple(y, config.patch_size * 2 ** len(config.widths))
         # Inputs are centred, so that the first convolution sees values of both signs.
         y = image_ops.space_to_depth(2 * y.astype(jnp.dtype(config.dtype)) - 1, config.patch_size)
 
@@ -242,8 +251,10 @@ class UNet(nn.Module):
         # The last layer is float32, so that neither the loss nor the iterates of f are rounded.
         last = dataclasses.replace(config, dtype="float32")
         zero_init = config.output == "residual_logit"
-        y = _convolution(channels * config.patch_size**2, 1, last, zero_init=zero_init)(y)
+        y = _convolution(outputs * config.patch_size**2, 1, last, zero_init=zero_init)(y)
         y = image_ops.depth_to_space(y, config.patch_size)[:, :height, :width]
+        if self.outputs is None:
+            y = jnp.broadcast_to(y, x.shape)
         return OUTPUTS[config.output](y, x)
 
 
@@ -264,6 +275,21 @@ def _residual_logit(y: Float[Array, "b h w c"], x: Float[Array, "b h w c"]) -> A
     change = s * r * jnp.tanh(y / 2) / (s * nn.sigmoid(y) + r * nn.sigmoid(-y))
     return x + change / scale
 
+
+def _high_pass(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Returns 0.5 + the grey image less its Gaussian blur, in each channel.
+
+    J·v = 0 for every smooth v, so that f cannot copy slow changes of tone or a colour from its
+    input and has to predict them. FAIR (Liu et al. 2023) takes a Butterworth filter of wavelength
+    8.5 pixels; the Gaussian halves the amplitude at about that wavelength.
+    """
+    grey = jnp.mean(x, axis=-1)
+    detail = grey - image_ops.filter_axes(grey, image_ops.gaussian_kernel(HIGH_PASS_SIGMA))
+    return jnp.broadcast_to(0.5 + detail[..., None], x.shape)
+
+
+# Input layers by `model.input`: x → the image that the encoder sees, (b, h, w, c) both.
+INPUTS: dict[str, Callable[[Array], Array]] = {"image": lambda x: x, "high_pass": _high_pass}
 
 # Output layers by `model.output`: (last features, x), both (b, h, w, c), → f(x).
 OUTPUTS: dict[str, Callable[[Array, Array], Array]] = {

@@ -1,5 +1,6 @@
 """A run small enough for tests: noise images of 24×20, a network of a few hundred weights."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -100,6 +101,14 @@ def clone(run: Run, to: Path) -> Run:
     moved = (to / "run/config.json").read_text().replace(str(run.root), str(to / "images"))
     (to / "run/config.json").write_text(moved)
     return Run(to / "images", to / "run")
+
+
+def set_eval(workdir: Path, **changes: object) -> None:
+    """Changes the run's own settings of the section eval, as `pae train` does at a resumption."""
+    path = workdir / "config.json"
+    config = json.loads(path.read_text())
+    config["eval"].update(changes)
+    path.write_text(json.dumps(config))
 
 
 def read_state(workdir: Path) -> tuple[int, list[np.ndarray]]:

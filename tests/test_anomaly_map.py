@@ -239,6 +239,7 @@ def test_unknown_names_are_errors():
 
 def test_configuration_offers_what_the_registries_hold():
     choices = {f.name: f.metadata.get("choices") for f in dataclasses.fields(EvalConfig)}
-    assert set(choices["anomaly_map"]) == set(MAPS)
+    # The learned map is that of the method `discrepancy`.
+    assert set(choices["anomaly_map"]) == {*MAPS, "learned"}
     assert set(choices["smoothing"]) == set(SMOOTHINGS)
     assert set(choices["image_score"]) <= set(IMAGE_SCORES)

@@ -52,6 +52,25 @@ def test_every_permutation_is_exact_and_equally_likely(policy):
     assert np.abs(equal.mean(axis=0) - p).max() <= 5 * math.sqrt(p * (1 - p) / batch)
 
 
+@pytest.mark.parametrize("policy", [*PERMUTATIONS, "rotation", "shift+flips+exposure"])
+def test_symmetries_are_all_that_a_policy_may_do_and_invertible(policy):
+    x = jnp.asarray(images(1, 5, 5))
+    elements = augmentation.symmetries(policy, (5, 5))
+    copies = [augmentation.transform(x, *element) for element in elements]
+    expected = PERMUTATIONS.get(policy, TURNS if policy == "rotation" else PERMUTATIONS["flips"])
+    found = {np.asarray(copy[0]).tobytes() for copy in copies}
+    assert found == {np.ascontiguousarray(p(x[0])).tobytes() for p in expected}
+    assert len(copies) == len(expected) and elements[0] == (False, 0)
+    for element, copy in zip(elements, copies, strict=True):
+        back = augmentation.transform(copy, *element, inverse=True)
+        np.testing.assert_array_equal(back, x)
+
+
+def test_symmetries_keep_the_shape_of_images_that_are_not_square():
+    assert augmentation.symmetries("rotation", (4, 6)) == [(False, 0), (False, 2)]
+    assert len(augmentation.symmetries("rotation+flips", (4, 6))) == 4
+
+
 @pytest.mark.parametrize("policy", ["rotation+flips", "shift+half_turns"])
 @pytest.mark.parametrize("shape", [(1, 1), (7, 300)])
 def test_shape_and_range_are_kept(policy, shape):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from data_pipelines.errors import BadInput
+from data_pipelines.errors import BadInput, CannotWrite
 from pae_jax.workdir import checkpoint, files, record
 
 
@@ -133,3 +133,44 @@ def test_a_spoiled_small_file_is_named(tmp_path):
         record.read_config(tmp_path)
     with pytest.raises(BadInput, match=rf"^{tmp_path}/data.json: not found"):
         record.read_data_record(tmp_path)
+
+
+def forgotten(directory, step):
+    shutil.rmtree(directory / str(step))
+
+
+def without_arrays(directory, step):
+    for path in (directory / str(step) / "state").rglob("manifest.ocdbt"):
+        path.unlink()
+
+
+def without_data(directory, step):
+    shutil.rmtree(directory / str(step) / "data")
+
+
+@pytest.mark.parametrize("spoil", [forgotten, without_arrays, without_data])
+@pytest.mark.parametrize("then", ["wait", "save", "exit"])
+def test_a_save_that_failed_in_silence_is_named(tmp_path, monkeypatch, spoil, then):
+    """Orbax only logs some failures of its background thread."""
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
+    checkpoints.save(10, state(10))
+    checkpoints.wait()
+    checkpoints.save(20, state(20))
+    wait = checkpoints._orbax.wait
+
+    def wait_and_spoil():
+        wait()
+        if (tmp_path / "checkpoints/20").exists():
+            spoil(tmp_path / "checkpoints", 20)
+
+    monkeypatch.setattr(checkpoints._orbax, "wait", wait_and_spoil)
+    with pytest.raises(CannotWrite, match=r"checkpoints/20: cannot be written \(after saving it, "):
+        if then == "wait":
+            checkpoints.wait()
+        elif then == "save":
+            checkpoints.save(30, state(30))
+        else:
+            checkpoints.__exit__(None, None, None)
+    checkpoints._orbax.close()
+    assert not (tmp_path / "checkpoints/30").exists()
+    assert restore(tmp_path)[0] == 10

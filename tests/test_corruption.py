@@ -19,6 +19,7 @@ VARIANTS = {
     "perlin": dataclasses.replace(DEFAULT, mask="perlin"),
     "boxes": dataclasses.replace(DEFAULT, mask="boxes"),
     "mixed": dataclasses.replace(DEFAULT, kind="mixed", placement="edges"),
+    "varied": dataclasses.replace(DEFAULT, kind="varied", mask="shapes"),
     "draem": dataclasses.replace(DEFAULT, kind="draem"),
     "cutpaste": dataclasses.replace(DEFAULT, kind="cutpaste"),
     "riad": dataclasses.replace(DEFAULT, kind="riad"),

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from data_pipelines import decode
-from data_pipelines.dataset import open_images, open_test, open_training
+from data_pipelines.dataset import open_test, open_training
 from data_pipelines.errors import BadInput
 from data_pipelines.holdout import held_out
+from data_pipelines.new_images import open_images
 from data_pipelines.spec import DatasetSpec
 from layouts import category, encode, write
 
@@ -338,15 +339,46 @@ def test_open_images(tmp_path):
     for name, image in shots.items():
         write(tmp_path / f"{name}.PNG", image)
     (tmp_path / "Thumbs.db").write_text("")
-    names, images = open_images(str(tmp_path), (8, 6), 3)
+    names, images, errors = open_images(str(tmp_path), (8, 6), 3)
+    assert not errors
     assert names == ["a/b.PNG", "a/c.PNG", "b.PNG"]
     np.testing.assert_array_equal(images, [shots[n[:-4]] for n in names])
     assert open_images(str(tmp_path), (4, 4), 1)[1].shape == (3, 4, 4, 1)
+    names, images, errors = open_images(str(tmp_path / "a/b.PNG"), (8, 6), 3)
+    assert (names, errors) == (["b.PNG"], {})
+    np.testing.assert_array_equal(images, [shots["a/b"]])
 
 
 def test_open_images_bad_input(tmp_path):
     assert message(open_images, str(tmp_path), (8, 8), 1) == f"{tmp_path}: no images in this folder"
     gone = str(tmp_path / "gone")
     assert message(open_images, gone, (8, 8), 1) == f"{gone}: No such file or directory"
-    (tmp_path / "x.png").write_bytes(encode(np.eye(99, dtype=np.uint8))[:90])
-    assert message(open_images, str(tmp_path), (8, 8), 1).startswith(f"{tmp_path}/x.png: ")
+
+
+def test_a_damaged_new_image_does_not_stop_the_others(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 65536, (8, 8)).astype(np.uint16)
+    whole = {"b.png": (noise >> 8).astype(np.uint8), "f.png": noise}
+    for name, image in whole.items():
+        write(tmp_path / name, image)
+    cut = encode(np.random.default_rng(1).integers(0, 256, (99, 99), dtype=np.uint8))
+    write(tmp_path / "whole.tif", noise)
+    damaged = {
+        "a.png": b"",
+        "c.png": cut[:900],  # damaged behind the header
+        "d.tif": (tmp_path / "whole.tif").read_bytes()[:-60],  # of 16 bits
+        "e.png": b"notes",
+    }
+    (tmp_path / "whole.tif").unlink()
+    for name, data in damaged.items():
+        (tmp_path / name).write_bytes(data)
+    names, images, errors = open_images(str(tmp_path), (8, 8), 1, (0.0, 65535.0))
+    assert names == sorted({*damaged, *whole})
+    assert list(errors) == sorted(damaged)
+    assert all(line.startswith(f"{tmp_path}/{name}: ") for name, line in errors.items())
+    np.testing.assert_array_equal(images[0, ..., 0], whole["b.png"])
+    assert np.abs(images[1, ..., 0].astype(int) - noise / 257).max() <= 1
+    for name in whole:
+        (tmp_path / name).unlink()
+    names, images, errors = open_images(str(tmp_path), (8, 8), 1)
+    assert images.shape == (0, 8, 8, 1)
+    assert list(errors) == names

@@ -19,7 +19,7 @@ from data_pipelines.dataset import open_training
 from data_pipelines.errors import BadInput
 from layouts import write
 from pae_jax import config, detection, evaluate, main, predict, train, train_step
-from pae_jax.config_schema import RENAMED, SCHEMA
+from pae_jax.config_schema import SCHEMA
 from pae_jax.report import table
 from pae_jax.workdir import files, trained_model
 
@@ -31,8 +31,8 @@ KEYS = {"image_auroc_sum", "image_auroc_max", "image_auroc_topk"} | PIXEL_KEYS
 def evaluated(trained, tmp_path_factory) -> runs.Run:
     """Returns the trained run, evaluated at native size with maps and diagnostics."""
     run = runs.clone(trained, tmp_path_factory.mktemp("evaluated"))
-    words = [f"--config.eval.{word}" for word in ("native_size=True", "diagnostics=True")]
-    assert main.main(["evaluate", f"--workdir={run.workdir}", "--save_maps", *words]) == 0
+    runs.set_eval(run.workdir, native_size=True, diagnostics=True)
+    assert main.main(["evaluate", f"--workdir={run.workdir}", "--save_maps"]) == 0
     return run
 
 
@@ -137,8 +137,7 @@ def test_a_second_evaluation_changes_nothing(evaluated):
     (writing / "part").write_bytes(b"half")
     before, first = checkpoint_files(workdir), read_metrics(workdir)
     scores = (workdir / "eval/scores.csv").read_bytes()
-    words = ["--config.eval.native_size=True", "--config.eval.diagnostics=True"]
-    evaluate.evaluate(workdir, overrides=words)
+    evaluate.evaluate(workdir, save_maps=True)
     assert read_metrics(workdir) == first
     assert (workdir / "eval/scores.csv").read_bytes() == scores
     assert checkpoint_files(workdir) == before
@@ -295,31 +294,12 @@ def test_thresholds_come_from_the_held_out_images_alone(trained, tmp_path, rate)
         assert limit in np.float64(values)  # the smallest of the observed values that does it
         below = max((v for v in np.float64(values) if v < limit), default=None)
         assert below is None or np.mean(np.array(values) > below) > rate - 1 / len(detections)
-    assert trained_model.thresholds(run.workdir, model) == limits  # from the file
+    (run.workdir / "thresholds.json").unlink()
+    assert trained_model.thresholds(run.workdir, model) == limits  # those of training's end
     (run.workdir / "thresholds.json").unlink()
     write(run.root / "data/train/good/000.png", np.zeros((20, 24), np.uint8))
     with pytest.raises(BadInput, match="other training images"):
         trained_model.thresholds(run.workdir, model)
-
-
-def test_thresholds_of_an_older_schema_are_read(trained, tmp_path):
-    """The file of schema 1 has the old names of the settings, and no key "schema"."""
-    run = runs.clone(trained, tmp_path)
-    model = trained_model.load(run.workdir)
-    path = run.workdir / "thresholds.json"
-    limits = trained_model.thresholds(run.workdir, model)._replace(score=123.0)
-    settings = model.config.to_dict()["eval"]
-    del settings["apply"]  # "once" is said by iterations = 1
-    for old, new in RENAMED.items():
-        if old.startswith("eval."):
-            settings[old.removeprefix("eval.")] = settings.pop(new.removeprefix("eval."))
-    record = {"eval": settings, "step": model.step, "thresholds": limits._asdict()}
-    files.write_json(path, record)
-    assert trained_model.thresholds(run.workdir, model) == limits
-    settings["score"] = "max"
-    files.write_json(path, record)
-    assert trained_model.thresholds(run.workdir, model) != limits
-    assert files.read_json(path)["schema"] == SCHEMA
 
 
 @pytest.mark.usefixtures("compilation_cache")

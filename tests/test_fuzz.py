@@ -28,7 +28,7 @@ def fill(rng, folder):
 def refuse(rng, folder):
     raise BadInput(f"{folder}: no")
 
-fuzz.SECONDS, fuzz.MEMORY = 1.0, 2**27
+fuzz.SECONDS, fuzz.HANG_SECONDS, fuzz.MEMORY = 1.0, 3.0, 2**27
 fuzz_cases.KINDS.update(
     good=lambda rng, folder: None,
     refuse=refuse,

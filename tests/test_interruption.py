@@ -16,7 +16,7 @@ def test_the_first_signal_asks_to_stop(number):
     before = signal.getsignal(number)
     with train._catch_interruption() as interrupted:
         assert not interrupted()
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert interrupted()
         assert interrupted()
     assert signal.getsignal(number) is before
@@ -24,12 +24,13 @@ def test_the_first_signal_asks_to_stop(number):
 
 def test_a_second_sigterm_changes_nothing_and_a_second_ctrl_c_ends_the_process():
     with train._catch_interruption() as interrupted:
+        # Not `os.kill`, whose signal another thread may receive, so that the handler runs later.
         for _ in range(3):
-            os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)  # the first of its own kind
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)  # the first of its own kind
         assert interrupted()
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_second_sigterm_during_the_last_save_changes_nothing(trained, tmp_path, monkeypatch):

@@ -56,14 +56,10 @@ def test_a_resumed_run_writes_no_line_twice(tmp_path):
 
 
 def test_tensorboard_has_the_same_scalars(tmp_path, monkeypatch):
-    import tensorboardX
-
     added = []
-    scalar = tensorboardX.SummaryWriter.add_scalar
+    scalar = logs.Board.scalar
     monkeypatch.setattr(
-        tensorboardX.SummaryWriter,
-        "add_scalar",
-        lambda self, *args: (added.append(args), scalar(self, *args)),
+        logs.Board, "scalar", lambda self, *args: (added.append(args), scalar(self, *args))
     )
     options = settings(log_every=1, tensorboard=True, steps=2)
     with logs.RunLog(tmp_path, options, start=0) as log:

@@ -1,5 +1,6 @@
 """The command line: help, and every bad input as one line that names the file or key."""
 
+import csv
 import fcntl
 import json
 import subprocess
@@ -45,12 +46,13 @@ def test_help_imports_nothing_heavy():
 @pytest.mark.parametrize(
     ("verb", "flags"),
     [
-        ((), ("train", "evaluate", "predict", "sweep", "compile", "configs", "cache")),
+        ((), ("train", "evaluate", "predict", "sweep", "compile", "import", "configs", "cache")),
         (("train",), ("--config", "--workdir", "--config.KEY=VALUE")),
         (("evaluate",), ("--workdir", "--save_maps", "--config.eval.KEY=VALUE")),
         (("predict",), ("--workdir", "--images", "--out", "--config.eval.KEY=VALUE")),
         (("sweep",), ("--config", "--workdir", "--config.KEY=VALUE")),
         (("compile",), ("--config", "--topology", "--config.KEY=VALUE")),
+        (("import",), ("NAME", "ROOT[/CATEGORY]", "--out", "--test_fraction")),
     ],
 )
 def test_help(verb, flags, capsys):
@@ -287,18 +289,41 @@ def test_a_run_without_a_checkpoint(trained, tmp_path, capsys):
 def test_bad_folders_of_predict(trained, tmp_path, capsys):
     images, out = tmp_path / "images", tmp_path / "out"
     write(images / "a/one.png", IMAGE)
-    (images / "a/two.png").write_bytes(encode(IMAGE)[:-30])
 
     def refused(images: Path, out: Path, named: str) -> None:
         words = ["predict", f"--workdir={trained.workdir}", f"--images={images}", f"--out={out}"]
         assert_refused(capsys, words, named)
 
-    refused(images, out, str(images / "a/two.png"))
-    assert not list(out.iterdir())
     refused(tmp_path / "nowhere", out, str(tmp_path / "nowhere"))
+    assert not list(out.iterdir())
     refused(out, tmp_path / "other", f"{out}: no images")
     refused(images, images, f"{images}: not empty")
     refused(images, images / "a/one.png", f"{images / 'a/one.png'}: cannot be written")
+
+
+def test_a_damaged_image_does_not_stop_the_others(trained, tmp_path, capsys):
+    images, out = tmp_path / "images", tmp_path / "out"
+    noise = np.random.default_rng(0).integers(0, 256, (20, 24)).astype(np.uint8)
+    for name in ("a/one", "a/two", "b", "c"):
+        write(images / f"{name}.png", noise)
+    (images / "a/two.png").write_bytes(encode(noise)[:-30])
+    (images / "b.png").write_bytes(b"")
+    words = ["predict", f"--workdir={trained.workdir}", f"--images={images}", f"--out={out}"]
+    assert_refused(capsys, words, f"{images / 'a/two.png'}: ")
+    with (out / "scores.csv").open(newline="") as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["a/one.png", "a/two.png", "b.png", "c.png"]
+    for name, row in rows.items():
+        good = name in ("a/one.png", "c.png")
+        assert bool(row["score_sum"]) == bool(row["defective"]) == good
+        assert row["error"].startswith("" if good else f"{images / name}: ")
+        assert (not row["error"]) == good
+        assert (out / f"heatmaps/{name}.png").exists() == good
+    assert rows["a/one.png"]["score_sum"] == rows["c.png"]["score_sum"]
+    for name in ("a/one.png", "c.png"):
+        (images / name).unlink()
+    assert_refused(capsys, [*words[:-1], f"--out={tmp_path / 'none'}"], "2 of 2 files cannot be")
+    assert len((tmp_path / "none/scores.csv").read_text().splitlines()) == 3
 
 
 def test_in_a_process_of_its_own(tmp_path):

@@ -56,6 +56,18 @@ def test_blob_area(family, area):
     assert result.max() < 1.04 * area
 
 
+def test_shapes_cover_up_to_half_of_the_image_and_often_touch_the_border():
+    result = drawn(mask="shapes", max_blobs=1, max_axis=0.4) > 0
+    area = result.mean(axis=(1, 2))
+    assert 0.02 < np.median(area) < 0.2 and np.quantile(area, 0.98) > 0.3
+    border = np.ones((64, 64), bool)
+    border[1:-1, 1:-1] = False
+    # Every band reaches the border, and a third of the shapes are bands.
+    assert (result & border).any(axis=(1, 2)).mean() > 1 / 3
+    # A strip may be a few pixels wide.
+    assert area.min() < 0.005
+
+
 def test_default_mask_areas():
     area = (drawn() > 0).mean(axis=(1, 2))
     # A pixel at least (rarely beyond the border), four discs of a quarter of the side at most;

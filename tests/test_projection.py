@@ -43,6 +43,28 @@ def _exact(parameters, x):
     return jnp.sum((jacobians - jnp.eye(d)[None]) ** 2, axis=(1, 2))
 
 
+def test_the_tangent_projection_of_a_linear_map(float64):
+    """f(x) = Ax gives 2Ax − A²x."""
+    d = int(np.prod(SHAPE[1:]))
+    matrix, x = np.random.default_rng(0).normal(size=(d, d)), np.asarray(_images())
+    flat = x.reshape(-1, d)
+    expected = flat @ (2 * matrix - matrix @ matrix).T
+    result = projection.tangent_projection(
+        lambda x: (x.reshape(-1, d) @ jnp.asarray(matrix).T).reshape(x.shape), jnp.asarray(x)
+    )
+    np.testing.assert_allclose(np.reshape(result, (-1, d)), expected, rtol=1e-10)
+
+
+def test_the_tangent_projection_of_a_projection_is_the_projection(float64):
+    """On the unit sphere the residual x − f(x) is normal, so nothing is added."""
+    x = _images() - 0.5
+
+    def f(x):
+        return x / jnp.sqrt(jnp.sum(x**2, axis=(1, 2, 3), keepdims=True))
+
+    np.testing.assert_allclose(projection.tangent_projection(f, x), f(x), rtol=1e-10)
+
+
 @pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
 @pytest.mark.parametrize("probes", [1, 4])
 def test_the_mean_over_probes_is_the_exact_norm(float64, distribution, probes):

@@ -39,10 +39,10 @@ def modules():
 
 @pytest.fixture(scope="module")
 def evaluated(trained, tmp_path_factory) -> runs.Run:
-    """The trained run, evaluated with other settings than those of its config."""
+    """The trained run, evaluated with other settings than those it was trained with."""
     run = runs.clone(trained, tmp_path_factory.mktemp("evaluated"))
-    words = ["--config.eval.image_score=topk", "--config.eval.smoothing_fraction=0.2"]
-    assert main.main(["evaluate", f"--workdir={run.workdir}", *words]) == 0
+    runs.set_eval(run.workdir, image_score="topk", smoothing_fraction=0.2)
+    assert main.main(["evaluate", f"--workdir={run.workdir}"]) == 0
     return run
 
 
@@ -186,7 +186,7 @@ def test_without_masks_cases_are_sorted_by_rank_among_normal_images(modules, eva
     assert modules.results.main([f"tile={run.workdir}"], tmp_path) == 0
     cases = read(tmp_path / "docs/results/tile/record.json")["cases"]
     rows = [line.split(",") for line in (run.workdir / "eval/scores.csv").read_text().split()]
-    column = rows[0].index("score_sum")
+    column = rows[0].index("score_topk")
     normal = [float(row[column]) for row in rows[1:] if row[1] == "good"]
     assert cases["figure"] == "rank"
     for image in cases["images"][:-1]:

@@ -169,9 +169,12 @@ def test_all_seeds_and_fractions_share_one_file_in_the_order_of_the_source(tmp_p
         for part, chosen in ((opened.train, False), (opened.held_out, True)):
             expected = [row for row, held in zip(shown, is_held_out, strict=True) if held is chosen]
             np.testing.assert_array_equal(part, expected)
-        # The fingerprint is that of the files in the source's order, as older runs recorded it.
-        content = content_key("textures", decode.VERSION, SIZE, source.digests)
+        # The fingerprints are those of the files in the source's order.
+        content = content_key("textures", SIZE, source.digests)
         assert opened.fingerprint == content_key(content, is_held_out)
+        # As older runs recorded it.
+        content = content_key("textures", decode.VERSION, SIZE, source.digests)
+        assert opened.earlier_fingerprint == content_key(content, is_held_out)
     (file,) = cache.glob("*.npy")
     np.testing.assert_array_equal(np.load(file), shown)
 

@@ -214,15 +214,15 @@ def test_tfds_is_imported_late():
 
 
 def test_a_split_file_that_is_not_utf_8_or_has_too_few_columns(tmp_path):
-    from data_pipelines import visa as source
+    from data_pipelines.visa import COLUMNS, read_csv
 
     path = tmp_path / "1cls.csv"
     path.write_bytes(b"object,split,label,image,mask\npcb1,train,normal,Pr\xfcfling.JPG,\n")
     with pytest.raises(BadInput, match=r"1cls\.csv: not a CSV file in UTF-8"):
-        list(source._rows(path))
+        list(read_csv(path, COLUMNS))
     path.write_text("object,split,label,image,mask\npcb1,train\n")
     with pytest.raises(BadInput, match=r"1cls\.csv, line 2: too few columns"):
-        list(source._rows(path))
+        list(read_csv(path, COLUMNS))
 
 
 def test_a_name_that_tfds_cannot_store_is_refused():

@@ -48,6 +48,32 @@ def test_shape_range_and_purity(skip, norm):
     assert float(jnp.abs(y - net.apply(variables, 1 - x)).max()) > 1e-4
 
 
+@pytest.mark.parametrize("output", ["sigmoid", "residual_logit"])
+def test_grey_images_stay_grey(output):
+    net, variables, x = build(dataclasses.replace(TINY, grey=True, output=output))
+    # The last layer of a residual output starts at zero.
+    variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)
+    grey = jnp.broadcast_to(x[..., :1], x.shape)
+    y = net.apply(variables, grey)
+    assert y.shape == x.shape and float(jnp.abs(y - grey).max()) > 1e-3
+    # One logit serves three channels; vector and scalar code may round its sigmoid differently.
+    np.testing.assert_allclose(y, jnp.broadcast_to(y[..., :1], y.shape), rtol=2.5e-7)
+
+
+def test_a_high_pass_input_hides_slow_changes():
+    """f is blind to a constant and to a slow wave; in float32 up to rounding."""
+    config = dataclasses.replace(TINY, input="high_pass")
+    net, variables, x = build(config, (2, 64, 64, 3))
+    x = 0.25 + x / 2
+    # A cosine about the middles of the border pixels continues smoothly by reflection.
+    wave = 0.2 * jnp.cos(2 * jnp.pi * (jnp.arange(64) + 0.5) / 64)[None, :, None, None]
+    first = net.apply(variables, x)
+    np.testing.assert_allclose(net.apply(variables, x + 0.2), first, atol=1e-5)
+    detail = 0.2 * jnp.sin(2 * jnp.pi * jnp.arange(64) / 4)[None, :, None, None]
+    slow, fast = (jnp.abs(net.apply(variables, x + v) - first).mean() for v in (wave, detail))
+    assert float(slow) < 0.1 * float(fast)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (7, 30), (5, 4), (17, 16)])
 def test_any_size(size):
     net, variables, _ = build(TINY)

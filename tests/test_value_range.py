@@ -11,9 +11,10 @@ import tifffile
 from PIL import Image
 
 import runs
-from data_pipelines.dataset import open_images, open_test, open_training
+from data_pipelines.dataset import open_test, open_training
 from data_pipelines.decode import decode_image, decode_mask, value_extrema
 from data_pipelines.errors import BadInput
+from data_pipelines.new_images import open_images
 from data_pipelines.spec import DatasetSpec
 from data_pipelines.textures import Textures
 from data_pipelines.value_range import choose, parse
@@ -176,7 +177,7 @@ def test_a_data_set_is_that_of_8_bits(eight_bits, tmp_path, convert, value_range
                 assert np.abs(got[other] - image).max() <= 1
         assert np.abs(test.images.astype(int) - expected_test.images).max() <= 1
     folder = f"{spec.root}/test/good"
-    names, images = open_images(folder, spec.shape, 1, split.value_range)
+    names, images, _ = open_images(folder, spec.shape, 1, split.value_range)
     np.testing.assert_array_equal(images, test.images[-3:])
     assert names == ["000.tif", "001.tif", "002.tif"]
 
@@ -274,7 +275,7 @@ def test_several_frames_are_told(tmp_path, messages):
     for name in ("a.gif", "b.tif", "c.png"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
     Image.fromarray(GREY).save(tmp_path / "d.png")
-    _, images = open_images(str(tmp_path), (6, 5), 1)
+    _, images, _ = open_images(str(tmp_path), (6, 5), 1)
     assert images[:3].max() == 25
     lines = [line for line in messages if "frames" in line]
     assert lines == [
@@ -287,11 +288,11 @@ def test_several_frames_are_told(tmp_path, messages):
 
 def test_the_data_record_holds_the_range(eight_bits, tmp_path):
     none = np.zeros((0, 8, 8, 3), np.uint8)
-    textures = Textures(none, none, "")
+    textures = Textures(none, none, "", "")
     split, _ = opened(stored(eight_bits, tmp_path, lambda image: image.astype(np.uint16) * 16))
-    assert run_module._data_record(split, textures)["value_range"] == [0, 4095]
+    assert [r["value_range"] for r in run_module._data_records(split, textures)] == [[0, 4095]] * 2
     # The records of runs on 8 bits stay as they are.
-    assert "value_range" not in run_module._data_record(opened(eight_bits)[0], textures)
+    assert "value_range" not in next(run_module._data_records(opened(eight_bits)[0], textures))
 
 
 def scores(out):

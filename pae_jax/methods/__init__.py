@@ -14,6 +14,7 @@ from data_pipelines.errors import BadInput
 from pae_jax.config import Config
 from pae_jax.methods import (
     deep_svdd,
+    discrepancy,
     inpainting,
     one_class_svm,
     pca,
@@ -26,6 +27,7 @@ __all__ = ["METHODS", "Method", "check", "steps"]
 
 METHODS: dict[str, Method] = {
     "projection": projection.METHOD,
+    "discrepancy": discrepancy.METHOD,
     "inpainting": inpainting.METHOD,
     "segmentation": segmentation.METHOD,
     "deep_svdd": deep_svdd.METHOD,

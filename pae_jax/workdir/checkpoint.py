@@ -11,8 +11,11 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from data_pipelines.errors import BadInput, CannotWrite, first_line
+from pae_jax.workdir.files import read_json
 from pae_jax.workdir.paths import AnyPath
 
+# Orbax's names of the types of arrays; other entries of a tree are empty.
+_ARRAYS = ("jax.Array", "np.ndarray", "scalar")
 # Any, because Orbax's annotations contradict its own classes.
 _training: Any = ocp.training
 
@@ -31,6 +34,9 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: AnyPath, *, keep: int | None = None):
+        # Of the last save: Orbax's response, and the step with the number of arrays.
+        self._response: Any = None
+        self._unverified: tuple[int, int] | None = None
         logging.getLogger("absl").addFilter(_is_not_orbax_traceback)
         # Orbax needs an absolute path, which a URI is; `absolute` would prepend the local folder.
         root = workdir.absolute() if isinstance(workdir, Path) else workdir
@@ -42,17 +48,25 @@ class Checkpoints:
             preservation_policy=_training.preservation_policies.LatestN(keep or 1),
             cleanup_tmp_directories=keep is not None,
         )
+        if keep:
+            # A kill may have left an old checkpoint, or a part of it.
+            for step in self.steps[:-keep]:
+                self._orbax.delete(step)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         try:
-            self._orbax.close()
-        except Exception as error:
             # After another exception, that one is the cause and is already being raised.
-            if kind is None:
-                raise CannotWrite(self.directory, error) from error
+            if kind is None and self._unverified:
+                self.wait()
+        finally:
+            try:
+                self._orbax.close()
+            except Exception as error:
+                if kind is None:
+                    raise CannotWrite(self.directory, error) from error
 
     @property
     def steps(self) -> list[int]:
@@ -62,6 +76,8 @@ class Checkpoints:
     def save(self, step: int, state: Any) -> None:
         """Starts a save in the background; returns when the arrays are copied off the device.
 
+        The save before it is verified first, see `wait`.
+
         Args:
           step: the number of updates done; the name of the checkpoint.
           state: a tree of arrays.
@@ -70,28 +86,57 @@ class Checkpoints:
           CannotWrite: this save failed, or the one before it in the background. `wait` and the
             end of the context raise it as well. Earlier checkpoints are not changed.
         """
+        self.wait()
         # Orbax writes to a temporary directory and renames it when everything is on disk. In a
         # bucket it marks the directory as complete instead.
         checkpoint = {"state": state, "data": {"position": np.asarray(step)}}
         # An unreadable checkpoint of this step may be left from an earlier run.
         overwrite = step in self.steps
         try:
-            self._orbax.save_checkpointables_async(
+            self._response = self._orbax.save_checkpointables_async(
                 step, checkpoint, force=True, overwrite=overwrite
             )
         except Exception as error:  # Orbax and TensorStore raise many types
             raise CannotWrite(self.directory, error) from error
+        self._unverified = step, len(jax.tree.leaves(checkpoint))
 
     def wait(self) -> None:
-        """Waits until every pending save is on disk.
+        """Waits until the pending save is on disk, and verifies it.
 
         Raises:
-          CannotWrite: a save failed.
+          CannotWrite: the save failed, or its checkpoint is not listed or lacks an array.
         """
+        response, self._response = self._response, None
         try:
+            # Only this ends the thread of the save and closes its three files.
+            if response is not None:
+                response.result()
             self._orbax.wait()
         except Exception as error:
+            self._unverified = None
             raise CannotWrite(self.directory, error) from error
+        if self._unverified:
+            (step, count), self._unverified = self._unverified, None
+            if reason := self._fault(step, count):
+                raise CannotWrite(self.directory / str(step), RuntimeError(reason))
+
+    def _fault(self, step: int, count: int) -> str | None:
+        """Returns what is wrong with a saved checkpoint of `count` arrays; None if nothing is."""
+        # Orbax only logs some failures of its background thread.
+        if step not in self.steps:
+            return "after saving it, it is not listed"
+        found = 0
+        for part in ("state", "data"):
+            folder = self.directory / str(step) / part
+            try:
+                # Not from TensorStore, which loses memory for every array that it describes.
+                entries = read_json(folder / "_METADATA")["tree_metadata"].values()
+                found += sum(x["value_metadata"]["value_type"] in _ARRAYS for x in entries)
+                if not (folder / "manifest.ocdbt").exists():
+                    return f"after saving it, {part}/manifest.ocdbt is not there"
+            except Exception as error:  # the drivers of buckets raise many types
+                return f"after saving it, it cannot be read: {first_line(error, 120)}"
+        return None if found == count else f"after saving it, {found} of {count} arrays are there"
 
     def restore(self, state: Any, *, until: int | None = None) -> tuple[int, Any] | None:
         """Reads the newest readable checkpoint.
@@ -141,13 +186,15 @@ def silence_background_errors() -> None:
             report(unraisable)
 
     sys.unraisablehook = unraisablehook
-    never_ran = r"coroutine '.*(serialize|_background).*' was never awaited"
+    # This package has no coroutines, so these are Orbax's.
+    never_ran = r"coroutine '.*' was never awaited"
     warnings.filterwarnings("ignore", never_ran, RuntimeWarning)
 
 
 def _is_not_orbax_traceback(record: logging.LogRecord) -> bool:
-    """Returns False for the tracebacks of errors that Orbax logs and then raises.
+    """Returns False for what Orbax logs of errors that it then raises.
 
-    Such a traceback has about a thousand lines and repeats the exception.
+    A traceback of it has about a thousand lines and repeats the exception.
     """
-    return not (record.exc_info and "orbax" in Path(record.pathname).parts)
+    of_error = record.exc_info or str(record.msg).startswith("Metadata file does not exist")
+    return not (of_error and "orbax" in Path(record.pathname).parts)

@@ -1,6 +1,8 @@
 """Files of a run: atomic writing, JSON and CSV; on a local disk or a URI."""
 
+import contextlib
 import csv
+import hashlib
 import io
 import json
 import math
@@ -13,6 +15,9 @@ from typing import Any
 from data_pipelines.cache_folder import unwritable
 from data_pipelines.errors import BadInput, CannotWrite, first_line
 from pae_jax.workdir.paths import AnyPath
+
+# The bytes of the longest name of a file in most file systems.
+MAX_NAME = 255
 
 
 def write_atomically(path: AnyPath, content: bytes | str) -> None:
@@ -35,17 +40,23 @@ def write_atomically(path: AnyPath, content: bytes | str) -> None:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    # In the same folder, because only a rename within one file system is atomic. The process id
-    # keeps the files of two processes apart.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # In the same folder, because only a rename within one file system is atomic. The name is not
+    # made of the final one, which may be as long as names can be.
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            # Otherwise the name may reach the disk before the content, and a loss of power in
+            # between leaves an empty file in place of the earlier one.
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
+        # A failure to clean up must not hide the cause.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise CannotWrite(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def to_json(value: Any, **options: Any) -> str:
@@ -80,6 +91,28 @@ def read_json(path: AnyPath) -> Any:
         raise BadInput(f"{path}: cannot be read ({first_line(error, 300)})") from error
 
 
+def output_path(folder: AnyPath, name: str, suffix: str) -> AnyPath:
+    """Returns the path of a file that belongs to an image.
+
+    Args:
+      folder: the folder of such files.
+      name: the name of the image, a posix path as `errors.spell` returns it. Parts that are too
+        long for a file are cut and get a part of their hash.
+      suffix: is appended.
+    """
+    *folders, last = name.split("/")
+    return folder.joinpath(*map(_cut, folders)) / f"{_cut(last, len(suffix))}{suffix}"
+
+
+def _cut(part: str, reserved: int = 0) -> str:
+    """Returns a name of at most `MAX_NAME` bytes, less those that are reserved."""
+    data, limit = part.encode(), MAX_NAME - reserved
+    if len(data) <= limit:
+        return part
+    digest = hashlib.sha256(data).hexdigest()[:12]
+    return data[: limit - 13].decode(errors="ignore") + "~" + digest
+
+
 def check_writable(directory: AnyPath) -> None:
     """Checks that files can be written to a directory; makes a local one if it is missing.
 
@@ -102,6 +135,20 @@ def check_writable(directory: AnyPath) -> None:
         raise BadInput(f"{directory}: cannot be written ({reason})") from error
 
 
+def remove(path: AnyPath) -> None:
+    """Removes a file, if there is one.
+
+    Raises:
+      CannotWrite: it cannot be removed.
+    """
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        pass
+    except Exception as error:  # the drivers of buckets raise many types
+        raise CannotWrite(path, error) from error
+
+
 def is_empty(directory: AnyPath) -> bool:
     """Returns whether a directory holds nothing; one that does not exist is empty."""
     try:
@@ -110,10 +157,18 @@ def is_empty(directory: AnyPath) -> bool:
         return True
 
 
-def write_csv(path: AnyPath, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes rows of the same columns as CSV, at once or not at all."""
+def write_csv(
+    path: AnyPath, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None
+) -> None:
+    """Writes rows as CSV, at once or not at all.
+
+    Args:
+      path: the file.
+      rows: cells by column; a missing one is empty.
+      columns: by default those of the first row.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, columns or list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     # The name of an image need not be valid text.

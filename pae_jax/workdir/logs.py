@@ -25,6 +25,7 @@ from pae_jax import methods
 from pae_jax.config import Config
 from pae_jax.devices import hardware
 from pae_jax.report import pictures
+from pae_jax.workdir.board import Board
 from pae_jax.workdir.files import to_json, write_atomically
 from pae_jax.workdir.paths import AnyPath
 from pae_jax.workdir.staging import Staging
@@ -73,13 +74,13 @@ class RunLog:
         self._last_step = methods.steps(config)
         self._panels = workdir / "panels"
         self._path = staging.fetch("metrics.jsonl")
-        self._lines = _open_lines(self._path, start)
-        self._board = None
-        if config.train.tensorboard:
-            from tensorboardX import SummaryWriter
-
-            purge_step = start + 1 if start else None
-            self._board = SummaryWriter(str(staging.folder / "tensorboard"), purge_step=purge_step)
+        with contextlib.ExitStack() as stack:  # closes the first file if the second one fails
+            self._lines = stack.enter_context(_open_lines(self._path, start))
+            self._board = None
+            if config.train.tensorboard:
+                purge_step = start + 1 if start else None
+                self._board = Board(staging.folder / "tensorboard", purge_step=purge_step)
+            stack.pop_all()
         self._bar: Any = None
         self._restart_clock()
 
@@ -87,7 +88,7 @@ class RunLog:
         """Returns the log."""
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         """Closes the files and the bar."""
         if self._bar is not None:
             self._bar.close()
@@ -95,7 +96,9 @@ class RunLog:
         with contextlib.suppress(OSError):
             self._lines.close()
         if self._board:
-            self._board.close()
+            # After another exception, that one is the cause and is already being raised.
+            with contextlib.suppress(*[] if kind is None else [OSError]):
+                self._board.close()
 
     def flush(self) -> None:
         """Writes everything that was logged to the local files."""
@@ -152,7 +155,7 @@ class RunLog:
         if step % self._config.panel_every == 0 or step == self._last_step:
             pictures.save_png(self._panels / f"step_{step:07d}.png", panel)
             if self._board:
-                self._board.add_image("panel", panel, step, dataformats="HWC")
+                self._board.image("panel", panel, step)
         # The time of the validation does not count as time of steps.
         self._restart_clock()
 
@@ -169,7 +172,7 @@ class RunLog:
             for name, value in values.items():
                 # NaN marks an undefined value, such as an AP without any corruption.
                 if not math.isnan(value):
-                    self._board.add_scalar(name, value, step)
+                    self._board.scalar(name, value, step)
 
 
 def _open_lines(path: Path, start: int) -> IO[str]:

@@ -20,6 +20,9 @@ PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
 # Orbax writes checkpoints with its own drivers. For buckets it has this one only.
 WORKDIR_SCHEME = "gs"
 
+# Links work, because Orbax does not resolve them.
+_ANOTHER_NAME = "choose another folder, or a link to it with another name"
+
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/+)(.?)")
 
 
@@ -56,7 +59,7 @@ def to_workdir(place: str | os.PathLike[str]) -> AnyPath:
     """Returns the path of a workdir, which holds checkpoints.
 
     Raises:
-      BadInput: see `to_path`; or Orbax cannot write checkpoints there.
+      BadInput: see `to_path`; or Orbax can neither write nor read checkpoints there.
     """
     match = _SCHEME.match(os.fspath(place))
     if match and match[1] in PACKAGES and match[1] != WORKDIR_SCHEME:
@@ -64,7 +67,37 @@ def to_workdir(place: str | os.PathLike[str]) -> AnyPath:
             f"{place}: a workdir is a local folder or {WORKDIR_SCHEME}://BUCKET/FOLDER, because "
             "checkpoints cannot be written elsewhere"
         )
-    return to_path(place)
+    path = to_path(place)
+    text = _absolute(path)
+    if "\\" in text and os.sep != "\\":
+        raise BadInput(f"{place}: checkpoints need a path without \\; {_ANOTHER_NAME}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadInput(
+            f"{place}: checkpoints need a path that is valid UTF-8; {_ANOTHER_NAME}"
+        ) from None
+    return path
+
+
+def check_savable(workdir: AnyPath) -> None:
+    """Checks that checkpoints that are saved in a workdir can be read again.
+
+    Orbax looks for the parts of a save with the workdir as a pattern of file names. It would find
+    none, or those of a sibling. It reads checkpoints without patterns, so a workdir can be renamed.
+
+    Raises:
+      BadInput: the absolute path has a character of such patterns.
+    """
+    if found := re.search(r"[*?[]", _absolute(workdir)):
+        raise BadInput(
+            f"{workdir}: checkpoints cannot be saved below a folder with {found[0]} in its name; "
+            f"{_ANOTHER_NAME}"
+        )
+
+
+def _absolute(path: AnyPath) -> str:
+    return str(path.absolute() if isinstance(path, Path) else path)
 
 
 def is_uri(path: AnyPath) -> bool:

@@ -1,19 +1,20 @@
 """The small files of a workdir.
 
-W/config.json       the configuration and its schema; a run with another one is refused
-W/data.json         the training split: channels, counts, held-out names
+W/config.json       the configuration and its schema; `changes` says what may differ at a resumption
+W/data.json         the training split: channels, counts, held-out names, fingerprints
+W/thresholds.json   see `thresholds`
 """
 
 import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from data_pipelines.errors import BadInput
 from pae_jax.config import Config, from_config_dict
 from pae_jax.config_schema import SCHEMA, upgrade
-from pae_jax.workdir.files import check_writable, read_json, write_json
+from pae_jax.workdir import changes, thresholds
+from pae_jax.workdir.files import check_writable, read_json, remove, write_json
 from pae_jax.workdir.lock import Check, lock
-from pae_jax.workdir.paths import AnyPath, check_local
+from pae_jax.workdir.paths import AnyPath, check_local, check_savable
 
 
 def read_config(workdir: AnyPath) -> Config:
@@ -26,46 +27,41 @@ def read_data_record(workdir: AnyPath) -> dict[str, Any]:
     return read_json(workdir / "data.json")
 
 
-def check_workdir(workdir: AnyPath, config: Config) -> None:
+def check_workdir(workdir: AnyPath, config: Config) -> list[str]:
     """Checks that a run of this configuration can be started or resumed in the workdir.
 
     Args:
       workdir: the folder, which need not exist.
       config: the run's configuration.
 
+    Returns:
+      A line for each change of the configuration since the run began.
+
     Raises:
       BadInput: the workdir cannot be written, holds a run of another configuration, or the data
         are on a URI.
     """
-    for key in ("root", "textures", "cache_dir"):
-        check_local(f"data.{key}", str(getattr(config.data, key) or ""))
+    for key in changes.PLACES:
+        check_local(key, str(getattr(config.data, key.removeprefix("data.")) or ""))
+    check_savable(workdir)
     check_writable(workdir)
-    if _holds_checkpoints(workdir):
-        difference = _first_difference(without_places(read_config(workdir)), without_places(config))
-        if difference:
-            raise BadInput(f"{workdir}: holds a run of another config: {difference}")
-
-
-def without_places(config: Config) -> dict[str, Any]:
-    """Returns the config without the folders of its data.
-
-    They may differ between hosts and change between starts. Fingerprints tell whether the data are
-    the same.
-    """
-    values = config.to_dict()
-    places = ("root", "textures", "cache_dir")
-    values["data"] = {name: x for name, x in values["data"].items() if name not in places}
-    return values
+    step = _newest_step(workdir)
+    if step is not None:
+        return changes.check(workdir, read_config(workdir), config, step)
+    return []
 
 
 @contextlib.contextmanager
-def lock_workdir(workdir: AnyPath, config: Config, data_record: dict[str, Any]) -> Iterator[Check]:
+def lock_workdir(
+    workdir: AnyPath, config: Config, data_record: dict[str, Any], *earlier: dict[str, Any]
+) -> Iterator[Check]:
     """Locks the workdir while the context is open; writes config.json and data.json.
 
     Args:
       workdir: the folder.
       config: the run's configuration.
       data_record: the contents of data.json.
+      *earlier: the same in the forms of earlier versions.
 
     Yields:
       See `lock`.
@@ -74,31 +70,20 @@ def lock_workdir(workdir: AnyPath, config: Config, data_record: dict[str, Any]) 
       BadInput: another process trains in the workdir, or its run had other data.
     """
     with lock(workdir) as check_owner:
-        if _holds_checkpoints(workdir):
-            difference = _first_difference(read_data_record(workdir), data_record)
-            if difference:
-                raise BadInput(f"{workdir}: holds a run on other data: {difference}")
+        if _newest_step(workdir) is not None:
+            changes.compare_data(workdir, read_data_record(workdir), data_record, *earlier)
+        else:
+            # Those of an earlier training in this folder belong to another model.
+            remove(workdir / thresholds.NAME)
         write_json(workdir / "data.json", data_record)
         write_json(workdir / "config.json", {"schema": SCHEMA, **config.to_dict()})
         yield check_owner
 
 
-def _holds_checkpoints(workdir: AnyPath) -> bool:
-    # Without a checkpoint there is nothing yet that another config or other data could spoil.
-    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+def _newest_step(workdir: AnyPath) -> int | None:
+    """Returns the step of the newest checkpoint, readable or not; None if there is none.
 
-
-def differences(first: Any, other: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yields the dotted keys in which two nested dicts differ, with both values."""
-    if isinstance(first, dict) and isinstance(other, dict):
-        for name in sorted({*first, *other}):
-            full_key = f"{key}.{name}" if key else name
-            yield from differences(first.get(name), other.get(name), full_key)
-    elif first != other:
-        yield key, first, other
-
-
-def _first_difference(old: Any, new: Any) -> str | None:
-    for key, old_value, new_value in differences(old, new):
-        return f"{key} is {old_value!r} there and {new_value!r} now"
-    return None
+    Without a checkpoint there is nothing yet that another config or other data could spoil.
+    """
+    names = [path.name for path in (workdir / "checkpoints").glob("*")]
+    return max((int(name) for name in names if name.isdecimal()), default=None)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,16 +13,18 @@ import jax
 import numpy as np
 
 from data_pipelines.dataset import TrainingSplit, open_training
-from data_pipelines.errors import BadInput
+from data_pipelines.errors import BadInput, printable
 from data_pipelines.textures import Textures, open_textures
-from pae_jax import augmentation, methods
+from pae_jax import augmentation, detection, methods
 from pae_jax.config import Config
 from pae_jax.devices import batches, process
-from pae_jax.workdir import logs, record, validation
+from pae_jax.workdir import changes, logs, record, thresholds, validation
 from pae_jax.workdir.checkpoint import Checkpoints
 from pae_jax.workdir.lock import Check
 from pae_jax.workdir.paths import AnyPath, to_workdir
 from pae_jax.workdir.staging import Staging
+
+_logger = logging.getLogger(__name__)
 
 FINISHED, STOPPED, DIVERGED = "finished", "stopped", "diverged"
 
@@ -114,7 +117,16 @@ class Run:
                 log.flush()
                 self.staging.upload()
 
-            yield Recorder(self.checkpoints, log, validate, prepare_save)
+            yield Recorder(self.checkpoints, log, validate, prepare_save, self._write_thresholds)
+
+    def _write_thresholds(self, step: int, params: Any) -> None:
+        """Writes what the thresholds of `pae evaluate` and `pae predict` are chosen from."""
+        key = self.workdir, params, step, self.config.eval
+        with contextlib.suppress(BadInput):  # a damaged file is replaced
+            if thresholds.read(*key) is not None:
+                return
+        detections = detection.detect_all(params, self.data.held_out, self.config)
+        thresholds.write(*key, detection.summarise(detections))
 
 
 @dataclasses.dataclass
@@ -126,6 +138,7 @@ class Recorder:
       log: the run's log in the main process, None in the others.
       validate_params: parameters → metrics and a panel; None with `log`.
       prepare_save: is called before each save; None with `log`.
+      measure_held_out: step and parameters → writes W/thresholds.json; None with `log`.
       scores: metrics of the last validation.
       result: how the run ended; None until then.
     """
@@ -134,6 +147,7 @@ class Recorder:
     log: logs.RunLog | None = None
     validate_params: Callable[[Any], tuple[dict[str, float], np.ndarray]] | None = None
     prepare_save: Callable[[], None] | None = None
+    measure_held_out: Callable[[int, Any], None] | None = None
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
     result: TrainResult | None = None
 
@@ -178,6 +192,16 @@ class Recorder:
             self.prepare_save()
         self.checkpoints.save(step, state)
 
+    def write_thresholds(self, step: int, params: Any) -> None:
+        """Writes what thresholds are chosen from, so that predicting needs no training images.
+
+        Args:
+          step: the number of updates done, which are all.
+          params: parameters on one device of this process.
+        """
+        if self.measure_held_out:
+            self.measure_held_out(step, params)
+
     def finish(self, outcome: str, step: int) -> None:
         """Sets the result."""
         self.result = TrainResult(outcome, step, self.scores)
@@ -205,15 +229,18 @@ def open_run(config: Config, workdir: str | os.PathLike[str]) -> Iterator[Run]:
         workdir = to_workdir(workdir)
         augmentation.check_policy(config.data.augmentation, config.data.shape)
         methods.check(config)
-        record.check_workdir(workdir, config)
+        lines = record.check_workdir(workdir, config)
         data, textures = open_data(config)
-        data_record = _data_record(data, textures)
+        data_record, *earlier = _data_records(data, textures)
     _compare_processes(workdir, config, data_record)
     with contextlib.ExitStack() as stack:
         check_owner = _no_check
         with process.fail_together():
             if is_main_process:
-                check_owner = stack.enter_context(record.lock_workdir(workdir, config, data_record))
+                locked = record.lock_workdir(workdir, config, data_record, *earlier)
+                check_owner = stack.enter_context(locked)
+                for line in lines:
+                    _logger.info("%s", printable(f"{workdir}: {line}"))
         staging = stack.enter_context(Staging(workdir))
         checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.train.keep_checkpoints))
         on_device = batches.is_resident(config, data.images, textures.train)
@@ -241,11 +268,11 @@ def _compare_processes(workdir: AnyPath, config: Config, data_record: Mapping[st
       BadInput: they do not; the same line in all of them.
     """
     checkpoints = sorted(path.name for path in (workdir / "checkpoints").glob("[0-9]*"))
-    settings = record.without_places(config)
+    settings = changes.without_places(config)
     values = {"config": settings, "data": data_record, "checkpoints": checkpoints}
     first, *others = map(json.loads, process.gather_texts(json.dumps(values)))
     for i, other in enumerate(others, start=1):
-        for key, value, other_value in record.differences(first, other):
+        for key, value, other_value in changes.differences(first, other):
             raise BadInput(
                 f"process {i} differs from process 0: {key} is {value!r} in process 0 and "
                 f"{other_value!r} in process {i}; all need one command, the same data and a "
@@ -271,16 +298,21 @@ def open_run_textures(config: Config) -> Textures:
     return open_textures(data.textures, size=data.texture_size, cache_dir=data.cache_dir, seed=seed)
 
 
-def _data_record(data: TrainingSplit, textures: Textures) -> dict[str, Any]:
-    """Returns the contents of data.json, which evaluation needs and a reader may want."""
+def _data_records(data: TrainingSplit, textures: Textures) -> Iterator[dict[str, Any]]:
+    """Yields the contents of data.json, and then those that earlier versions would have written."""
     # Only where it has a part: a record without it is that of images of 8 bits.
     values = {} if data.value_range is None else {"value_range": list(data.value_range)}
-    return {
-        "channels": data.channels,
-        **values,
-        "training_images": len(data.images),
-        "held_out_names": list(data.held_out_names),
-        "fingerprint": data.fingerprint,
-        "textures": {"training": len(textures.train), "held_out": len(textures.held_out)},
-        "textures_fingerprint": textures.fingerprint,
-    }
+    prints = (
+        (data.fingerprint, textures.fingerprint),
+        (data.earlier_fingerprint, textures.earlier_fingerprint),
+    )
+    for fingerprint, textures_fingerprint in prints:
+        yield {
+            "channels": data.channels,
+            **values,
+            "training_images": len(data.images),
+            "held_out_names": list(data.held_out_names),
+            "fingerprint": fingerprint,
+            "textures": {"training": len(textures.train), "held_out": len(textures.held_out)},
+            "textures_fingerprint": textures_fingerprint,
+        }

@@ -1,28 +1,36 @@
 """A trained model of a workdir: its parameters, its images and its thresholds."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from data_pipelines.dataset import TrainingSplit, open_training
-from data_pipelines.errors import BadInput
+from data_pipelines.errors import BadInput, CannotWrite
+from data_pipelines.textures import Textures
 from pae_jax import train_step
 from pae_jax.config import Config, from_config_dict
 from pae_jax.config_file import override
-from pae_jax.config_schema import SCHEMA, upgrade
-from pae_jax.detection import Thresholds, choose_thresholds, detect_all
+from pae_jax.detection import Thresholds, choose_thresholds, detect_all, summarise
+from pae_jax.workdir import thresholds as stored_thresholds
+from pae_jax.workdir.changes import PLACES
 from pae_jax.workdir.checkpoint import Checkpoints
-from pae_jax.workdir.files import read_json, write_json
 from pae_jax.workdir.paths import AnyPath
 from pae_jax.workdir.record import read_config, read_data_record
+from pae_jax.workdir.run import open_run_textures
+
+_logger = logging.getLogger(__name__)
+
+# What may be set after training.
+_SETTABLE = ("eval.", *(f"{key}=" for key in PLACES))
 
 
 class Model(NamedTuple):
     """A trained model of a workdir.
 
     Attributes:
-      config: the configuration of the run, with overrides of the section eval.
+      config: the configuration of the run, with the overrides.
       params: the parameters for evaluation; their moving average if the run computes one.
       step: the number of updates in the checkpoint.
       channels: the channels of the stored images; 1 if all training images are grey, else 3.
@@ -41,15 +49,18 @@ def load(workdir: AnyPath, overrides: Sequence[str] = ()) -> Model:
 
     Args:
       workdir: the folder of a training run.
-      overrides: words --config.eval.KEY=VALUE.
+      overrides: words --config.eval.KEY=VALUE, or places of the data, --config.data.root=DIR.
 
     Raises:
-      BadInput: no run, no readable checkpoint, or an override outside the section eval.
+      BadInput: no run, no readable checkpoint, or an override of another key.
     """
     config = read_config(workdir)
     for word in overrides:
-        if not word.startswith("--config.eval."):
-            raise BadInput(f"{word}: after training, only --config.eval.KEY=VALUE can be set")
+        if not word.removeprefix("--config.").startswith(_SETTABLE):
+            raise BadInput(
+                f"{word}: after training, only --config.eval.KEY=VALUE can be set, and where the "
+                f"data are: {', '.join(f'--config.{key}' for key in PLACES)}"
+            )
     config = from_config_dict(override(config.to_dict(), overrides))
     step, state = restore(workdir, config)
     data = read_data_record(workdir)
@@ -105,7 +116,7 @@ def open_split(workdir: AnyPath, config: Config) -> TrainingSplit:
         max_images=data.max_images,
     )
     record = read_data_record(workdir)
-    if split.fingerprint != record["fingerprint"]:
+    if record["fingerprint"] not in (split.fingerprint, split.earlier_fingerprint):
         raise BadInput(f"{data.root or data.source}: other training images than those of the run")
     # Earlier versions took this range for all images of more than 8 bits.
     values = tuple(record.get("value_range", (0.0, 65535.0)))
@@ -117,37 +128,54 @@ def open_split(workdir: AnyPath, config: Config) -> TrainingSplit:
     return split
 
 
+def open_textures(workdir: AnyPath, config: Config) -> Textures:
+    """Opens the textures of the run, with a held-out part.
+
+    Args:
+      workdir: the folder of a training run.
+      config: the configuration of the run.
+
+    Raises:
+      BadInput: the textures are missing, or differ from those of the run.
+    """
+    textures = open_run_textures(config)
+    known = (textures.fingerprint, textures.earlier_fingerprint)
+    if read_data_record(workdir).get("textures_fingerprint", known[0]) not in known:
+        raise BadInput(f"{config.data.textures}: other textures than those of the run")
+    return textures
+
+
 def thresholds(
     workdir: AnyPath, model: Model, split: Callable[[], TrainingSplit] | None = None
 ) -> Thresholds:
     """Returns the thresholds of a model from the held-out normal images.
 
-    They are stored in the workdir, so that later calls do not need the training images.
+    What they are chosen from is stored in the workdir when training ends, so that the training
+    images are needed only for maps that no call has asked for yet.
 
     Args:
       workdir: the folder of the training run.
       model: the model of the run.
       split: opens the training images, by default with `open_split`. It is called only if the
-        workdir holds no thresholds of this step and these settings.
+        workdir does not hold what is needed.
+
+    Raises:
+      BadInput: the training images are needed and cannot be opened.
     """
-    path = workdir / "thresholds.json"
-    settings = model.config.to_dict()["eval"]
-    if path.exists():
-        stored = read_json(path)
-        # A file of an older schema has other names for the same settings.
-        stored_settings = upgrade(
-            {"schema": stored.get("schema", 1), "eval": stored.get("eval", {})}
-        )
-        if stored_settings["eval"] == settings and stored.get("step") == model.step:
-            return Thresholds(**stored["thresholds"])
-    training = split() if split else open_split(workdir, model.config)
-    detections = list(detect_all(model.params, training.held_out, model.config))
-    result = choose_thresholds(detections, model.config)
-    record = {
-        "schema": SCHEMA,
-        "eval": settings,
-        "step": model.step,
-        "thresholds": result._asdict(),
-    }
-    write_json(path, record)
-    return result
+    key = workdir, model.params, model.step, model.config.eval
+    if (known := stored_thresholds.read(*key)) is not None:
+        return known
+    try:
+        training = split() if split else open_split(workdir, model.config)
+    except BadInput as error:
+        raise BadInput(
+            f"{error}; thresholds for these settings need the training images, and "
+            "--config.data.root=DIR names their folder"
+        ) from error
+    held_out = summarise(detect_all(model.params, training.held_out, model.config))
+    try:
+        stored_thresholds.write(*key, held_out)
+    except CannotWrite as error:
+        # The workdir may be read-only, or that of another user.
+        _logger.info("%s; the thresholds are chosen again at the next time", error)
+    return choose_thresholds(held_out, model.config.eval)

@@ -1,0 +1,119 @@
+"""The folder of an evaluation: W/eval, or W/eval_KEY=VALUE,… for other settings than the run's."""
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_pipelines.errors import CannotWrite
+from pae_jax.config import EvalConfig
+from pae_jax.workdir.changes import differences
+from pae_jax.workdir.paths import AnyPath
+from pae_jax.workdir.record import read_config
+
+# The entries that evaluations write. Others, for example notes, stay when a folder is replaced.
+ENTRIES = ("metrics.json", "scores.csv", "report.html", "maps", "cases.png")
+# Settings that change neither a result nor which results there are.
+_WITHOUT_A_PART = ("batch_size",)
+_MAX_NAME = 120
+
+
+def folder_name(own: EvalConfig, settings: EvalConfig) -> str:
+    """Returns the name of the folder for an evaluation with `settings`.
+
+    Args:
+      own: the settings in the run's config.json.
+      settings: those of the evaluation.
+    """
+    changed = [
+        f"{change.key}={change.new}"
+        for change in differences(vars(own), vars(settings))
+        if change.key not in _WITHOUT_A_PART
+    ]
+    if not changed:
+        return "eval"
+    name = "eval_" + ",".join(changed)
+    safe = re.sub(r"[^A-Za-z0-9_=,.+-]", "_", name)
+    if safe == name and len(name) <= _MAX_NAME:
+        return name
+    return f"{safe[:_MAX_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+
+
+def locate(workdir: AnyPath, settings: EvalConfig) -> AnyPath:
+    """Returns the folder of an evaluation of a run with `settings`."""
+    return workdir / folder_name(read_config(workdir).eval, settings)
+
+
+@contextlib.contextmanager
+def replace(folder: AnyPath) -> Iterator[AnyPath]:
+    """Yields an empty folder that takes the place of `folder` when the context ends.
+
+    On a local disk everything is written to a hidden folder beside it, and the two are swapped at
+    the end. After an error, or a kill at any moment, one of them is whole. In a bucket nothing can
+    be renamed: the maps of an earlier evaluation are removed first, and each file replaces the
+    earlier one when its upload is complete.
+
+    Args:
+      folder: the folder, which need not exist.
+
+    Raises:
+      CannotWrite: the folders cannot be swapped.
+    """
+    if not isinstance(folder, Path):
+        maps = folder / "maps"
+        try:
+            maps.rmtree(missing_ok=True)
+        except Exception as error:  # the drivers of buckets raise many types
+            raise CannotWrite(maps, error) from error
+        yield folder
+        return
+    # A linked folder is replaced where it is.
+    folder = Path(os.path.realpath(folder))
+    new, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
+    try:
+        restore(folder)
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+    except OSError as error:
+        raise CannotWrite(folder, error) from error
+    try:
+        yield new
+        try:
+            _swap(folder, new, old)
+        except OSError as error:
+            raise CannotWrite(folder, error) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def restore(folder: AnyPath) -> None:
+    """Finishes a swap of `replace` that was interrupted between its two steps."""
+    if not isinstance(folder, Path):
+        return
+    folder = Path(os.path.realpath(folder))
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists():
+        if folder.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(folder)
+
+
+def _swap(folder: Path, new: Path, old: Path) -> None:
+    if folder.exists():
+        for path in folder.iterdir():
+            if path.name not in ENTRIES:
+                copy = shutil.copytree if path.is_dir() else shutil.copy2
+                copy(path, new / path.name)
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        # The earlier evaluation comes back. If that fails as well, `restore` does it later.
+        with contextlib.suppress(OSError):
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
