@@ -230,7 +230,7 @@ def _population_training(
 
 def _validation(config: Config, training: Program) -> Program:
     """Returns the measurement of one batch of validation examples, beside the training's arrays."""
-    count = min(config.train.batch_size, config.train.validation_examples)
+    count = config.train.validation_batch_size
     settings = dataclasses.replace(
         detection.inference_config(config),
         objective=objective.without_penalties(config.objective),
@@ -252,7 +252,7 @@ def _validation(config: Config, training: Program) -> Program:
 
 def _evaluation(config: Config) -> Program:
     """Returns the diagnostics of one batch, as `evaluate` measures them."""
-    count = min(config.train.batch_size, config.train.validation_examples)
+    count = config.train.validation_batch_size
     found = published.count_images(config.data.spec)
     height, width = config.data.train_shape
     normal = jax.ShapeDtypeStruct(
@@ -358,7 +358,7 @@ def _resident(configs: Sequence[Config], chip: hardware.Chip) -> tuple[dict[str,
         "texture": _pixels(sum(n or 0 for n in texture_numbers), side, side),
     }
     counts = f"{images_count} images in colour, {resident['texture'].shape[0]} textures"
-    count = min(config.train.batch_size, config.train.validation_examples)
+    count = config.train.validation_batch_size
     size = _size(resident) + _size(_examples(config, count))
     if config.data.on_device == "auto" and size > MEMORY_FRACTION * chip.memory:
         return {}, f"data: {counts}, too many to be kept on the chip; streamed from the host"

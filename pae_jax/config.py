@@ -196,6 +196,10 @@ class OptimizerConfig:
     ema_decay: float = field(0.0, at_least=0.0, at_most=0.99999)
 
 
+# Of validation and diagnostics. At the paper's size 64 examples at once would take 19 GiB.
+MAX_VALIDATION_BATCH = 16
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """The section `train`: the training loop, logging and checkpoints."""
@@ -214,6 +218,12 @@ class TrainConfig:
     validation_examples: int = field(64, at_least=1)
     tensorboard: bool = True
     deterministic: bool = False
+
+    @property
+    def validation_batch_size(self) -> int:
+        """The number of validation examples that one device computes at once."""
+        # A training batch is spread over all devices, and one may be too small for it.
+        return min(self.batch_size, self.validation_examples, MAX_VALIDATION_BATCH)
 
 
 @dataclasses.dataclass(frozen=True)

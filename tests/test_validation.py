@@ -75,6 +75,12 @@ def test_whole_batches_of_at_least_the_number_asked_for(trained):
     assert len(stack(examples(trained.root, train__validation_examples=5), "clean")) == 8
 
 
+def test_a_training_batch_for_many_devices_is_divided(trained):
+    """One device computes at most 16 examples at once, so that a slice's batch fits into a chip."""
+    batches = examples(trained.root, train__batch_size=1024, train__validation_examples=40)
+    assert [len(batch.clean) for batch in batches] == [16, 16, 16]
+
+
 def test_metrics_against_numpy(trained):
     config = runs.load_config(trained.root)
     params = trained_model.load(trained.workdir).params

@@ -69,7 +69,7 @@ def _validation_bytes(config: Config) -> int:
     There is one per device, because its members are validated one after the other.
     """
     height, width = config.data.train_shape
-    count = min(config.train.batch_size, config.train.validation_examples)
+    count = config.train.validation_batch_size
     return count * height * width * (3 + 3 + 1) * np.dtype(np.float32).itemsize
 
 

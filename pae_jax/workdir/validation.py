@@ -77,10 +77,10 @@ def fixed_examples(
       at_most: gives only the first batches, as many as hold this number of examples.
 
     Returns:
-      Whole batches of the training batch's size, or one smaller batch of all examples.
+      Whole batches of `train.validation_batch_size` examples.
     """
     count = config.train.validation_examples
-    size = min(config.train.batch_size, count)
+    size = config.train.validation_batch_size
     batch_count = -(-count // size)
     # Scalars are put on the device explicitly: as arguments they are no part of the program.
     seed, texture_count = jax.device_put((np.uint32(config.train.seed), np.int32(len(textures))))
