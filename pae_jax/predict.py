@@ -1,9 +1,7 @@
 """`pae predict`: anomaly maps, scores and decisions for new images."""
 
 import os
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -105,5 +103,5 @@ def _begin(out: AnyPath) -> None:
     for name in ("heatmaps", "masks"):
         folder = out / name
         if folder.exists():
-            shutil.rmtree(folder) if isinstance(folder, Path) else folder.rmtree()
+            files.remove_tree(folder)
     (out / "scores.csv").unlink(missing_ok=True)

@@ -11,7 +11,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from data_pipelines.errors import BadInput, CannotWrite, first_line
-from pae_jax.workdir.files import read_json
+from pae_jax.workdir.files import read_json, remove_tree
 from pae_jax.workdir.paths import AnyPath
 
 # Orbax's names of the types of arrays; other entries of a tree are empty.
@@ -41,17 +41,24 @@ class Checkpoints:
         # Orbax needs an absolute path, which a URI is; `absolute` would prepend the local folder.
         root = workdir.absolute() if isinstance(workdir, Path) else workdir
         self.directory = root / "checkpoints"
-        self._orbax = _training.Checkpointer(
+        self._orbax = self._open(keep)
+        # A kill may have left an old checkpoint, or a part of it. With several processes it stays,
+        # because they would remove it from under each other.
+        surplus = self.steps[:-keep] if keep and jax.process_count() == 1 else []
+        for step in surplus:
+            remove_tree(self.directory / str(step))
+        if surplus:  # Orbax keeps a list of what was there
+            self._orbax.close()
+            self._orbax = self._open(keep)
+
+    def _open(self, keep: int | None) -> Any:
+        return _training.Checkpointer(
             self.directory,
             # The training loop decides when to save, so Orbax may save at every step.
             save_decision_policy=_training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=_training.preservation_policies.LatestN(keep or 1),
             cleanup_tmp_directories=keep is not None,
         )
-        if keep:
-            # A kill may have left an old checkpoint, or a part of it.
-            for step in self.steps[:-keep]:
-                self._orbax.delete(step)
 
     def __enter__(self) -> "Checkpoints":
         return self

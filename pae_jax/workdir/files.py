@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import shutil
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -155,6 +156,18 @@ def is_empty(directory: AnyPath) -> bool:
         return not any(True for _ in directory.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return True
+
+
+def remove_tree(path: AnyPath) -> None:
+    """Removes a folder with its content.
+
+    Raises:
+      CannotWrite: it cannot be removed.
+    """
+    try:
+        shutil.rmtree(path) if isinstance(path, Path) else path.rmtree()
+    except Exception as error:  # the drivers of buckets raise many types
+        raise CannotWrite(path, error) from error
 
 
 def write_csv(
