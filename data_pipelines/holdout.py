@@ -25,7 +25,7 @@ import numpy as np
 from data_pipelines.errors import BadInput
 from data_pipelines.items import Item
 
-# What `held_out_items` returns as rule where the source has given what a rule would choose.
+# `held_out_items` returns one of these as the rule if the source has given the choice.
 GIVEN_GROUPS = "groups given by the data"
 GIVEN_IMAGES = "images given by the data"
 

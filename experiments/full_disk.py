@@ -54,7 +54,7 @@ _BAR = re.compile(r"^(train|decoding): +\d+%|^\s*$")
 
 
 class _Disk:
-    """What the audit hook does at present: it lists the paths below a folder, and refuses one."""
+    """The state of the audit hook, which lists the paths below a folder and refuses one."""
 
     folder: Path | None = None
     seen: dict[str, None]

@@ -40,7 +40,7 @@ from experiments import kill_and_resume, small_runs
 from pae_jax.workdir import record, trained_model
 
 VERBS = ("train", "evaluate", "predict", "sweep")
-# What a verb needs in its workdir.
+# The verb whose results each verb needs in its workdir.
 BEFORE = {"train": None, "evaluate": "train", "predict": "train", "sweep": None}
 # How long after a change of a file a kill follows at most, in seconds.
 DELAY = 0.02
@@ -67,7 +67,7 @@ class Undisturbed(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What stood after a kill, and what the repetition made of it."""
+    """The files that stood after a kill, and the outcome of the repetition."""
 
     kill: Kill
     killed: bool
@@ -155,7 +155,7 @@ def broken_checkpoints(folder: Path) -> list[str]:
         except Exception as error:  # Orbax raises many types
             reason = str(error)[:300]
         whole += reason is None
-        # Of an old checkpoint that is being removed a part may remain.
+        # A part of an old checkpoint that is being removed may remain.
         if reason and whole < config.train.keep_checkpoints:
             lines.append(f"{folder}/{step}: {reason}")
     return lines

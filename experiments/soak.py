@@ -109,7 +109,7 @@ def growths(rounds: Sequence[Round]) -> list[Growth]:
 
 def is_flat(growth: Growth) -> bool:
     """Returns whether the growth over the second half is within its bound."""
-    # Of a count that grows by one a line through the half grows by a little less than one.
+    # A line through the half grows by a little less than one if the count grows by one.
     return growth.growth < growth.bound * 0.999
 
 

@@ -196,7 +196,7 @@ class OptimizerConfig:
     ema_decay: float = field(0.0, at_least=0.0, at_most=0.99999)
 
 
-# Of validation and diagnostics. At the paper's size 64 examples at once would take 19 GiB.
+# The limit is for one device. At the paper's size 64 examples at once would take 19 GiB.
 MAX_VALIDATION_BATCH = 16
 
 

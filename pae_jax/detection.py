@@ -53,7 +53,7 @@ class Thresholds(NamedTuple):
 
 
 class HeldOut(NamedTuple):
-    """What thresholds are chosen from: a number for each held-out normal image.
+    """Scores and maxima of the held-out normal images, from which thresholds are chosen.
 
     Attributes:
       scores: image scores by name, n each.

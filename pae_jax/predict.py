@@ -104,4 +104,4 @@ def _begin(out: AnyPath) -> None:
         folder = out / name
         if folder.exists():
             files.remove_tree(folder)
-    (out / "scores.csv").unlink(missing_ok=True)
+    files.remove(out / "scores.csv")

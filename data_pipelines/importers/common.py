@@ -1,4 +1,4 @@
-"""What several importers share: folders and JSON files that must be there, divisions, images."""
+"""Helpers that several importers share: required folders and JSON files, divisions, images."""
 
 import hashlib
 import json

@@ -69,7 +69,7 @@ def read_list(path: Path) -> list[Row]:
       BadInput: one line naming the list, the line at fault and what to do.
     """
     _check_suffix(path)
-    # Of a link to a folder, because ".." in a row leads out of the real one.
+    # A link to a folder is resolved, because ".." in a row leads out of the real one.
     folder = Path(os.path.realpath(path.parent))
     records = _csv_rows(path) if path.suffix.lower() == ".csv" else _json_lines(path)
     rows, unknown = [], set()

@@ -34,7 +34,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: AnyPath, *, keep: int | None = None):
-        # Of the last save: Orbax's response, and the step with the number of arrays.
+        # The last save has Orbax's response, and its step with the number of arrays.
         self._response: Any = None
         self._unverified: tuple[int, int] | None = None
         logging.getLogger("absl").addFilter(_is_not_orbax_traceback)

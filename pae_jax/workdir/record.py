@@ -73,7 +73,7 @@ def lock_workdir(
         if _newest_step(workdir) is not None:
             changes.compare_data(workdir, read_data_record(workdir), data_record, *earlier)
         else:
-            # Those of an earlier training in this folder belong to another model.
+            # Thresholds of an earlier training in this folder belong to another model.
             remove(workdir / thresholds.NAME)
         write_json(workdir / "data.json", data_record)
         write_json(workdir / "config.json", {"schema": SCHEMA, **config.to_dict()})
