@@ -148,8 +148,6 @@ def without_data(directory, step):
     shutil.rmtree(directory / str(step) / "data")
 
 
-# Orbax drops coroutines when it cannot read a checkpoint; the next collection warns of them.
-@pytest.mark.filterwarnings("ignore:coroutine '.*' was never awaited:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:Exception ignored in.*:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("spoil", [forgotten, without_arrays, without_data])
 @pytest.mark.parametrize("then", ["wait", "save", "exit"])
