@@ -1,6 +1,7 @@
 """The soak: its arithmetic, and three rounds in one process."""
 
 import csv
+import json
 import subprocess
 import sys
 
@@ -20,17 +21,19 @@ def rounds(memory, files=None, threads=None):
 
 
 def flat(values):
-    return [soak.is_flat(growth) for growth in soak.growths(values)]
+    memory, _, files, threads = map(soak.is_flat, soak.growths(values))
+    return [memory, files, threads]
 
 
 def test_growth_is_that_of_the_second_half():
-    memory, files, threads = soak.growths(rounds([500, 600, 700, 800, 800, 801, 802, 803]))
+    memory, lost, files, threads = soak.growths(rounds([500, 600, 700, 800, 800, 801, 802, 803]))
     assert (memory.first, memory.last, memory.median) == (500, 803, 800)
     assert memory.per_round == pytest.approx(1)
     assert memory.growth == pytest.approx(3)
     assert memory.bound == pytest.approx(16)
     assert files.growth == pytest.approx(0, abs=1e-9)
     assert threads.bound == 1
+    assert lost.growth == 0
 
 
 def test_what_counts_as_flat():
@@ -45,10 +48,30 @@ def test_what_counts_as_flat():
     assert flat(rounds(same, threads=[30] * 5 + [30, 30, 31, 31, 31])) == [True, True, False]
 
 
+def test_what_tensorstore_loses_is_no_growth_of_ours():
+    entries = [entry._replace(lost=0.2 * i) for i, entry in enumerate(rounds([800] * 100))]
+    grown = [entry._replace(memory=entry.memory + entry.lost) for entry in entries]
+    assert flat(grown) == [True, True, True]
+    # Memory that was not lost there is ours.
+    assert flat([entry._replace(memory=entry.memory + entry.number) for entry in grown]) == [
+        *(False, True, True)
+    ]
+
+
+def test_lost_parts_are_counted():
+    # The constants of this module have other references.
+    value = json.loads('{"a long name": [{"another name": 1000}, 1.5]}')
+    assert soak.lost_bytes(value) == 0
+    kept = value["a long name"]  # a reference too many, as TensorStore leaves it
+    parts = (kept, kept[0], *kept[0], *kept[0].values(), kept[1])
+    exact = sum(map(sys.getsizeof, parts))
+    assert exact <= soak.lost_bytes(value) < exact + 16 * len(parts)
+
+
 def test_the_table_names_what_grows():
     lines = soak.table(soak.growths(rounds([800] * 8, files=[20 + i for i in range(8)])))
     assert [line.rsplit("|", 2)[1].strip() for line in lines.splitlines()[2:]] == [
-        *("yes", "NO", "yes")
+        *("yes", "yes", "NO", "yes")
     ]
 
 
