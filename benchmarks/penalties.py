@@ -37,6 +37,9 @@ VARIANTS = {
     "Jacobian, 4 probes": ObjectiveConfig(jacobian=JacobianConfig(weight=0.1, probes=4)),
     "Jacobian at x": ObjectiveConfig(jacobian=JacobianConfig(weight=0.1, at="clean")),
     "Jacobian, off step of every 2": ObjectiveConfig(jacobian=JacobianConfig(weight=0.1, every=2)),
+    "Jacobian, tangent": ObjectiveConfig(jacobian=JacobianConfig(weight=0.1, directions="tangent")),
+    "Jacobian, normal": ObjectiveConfig(jacobian=JacobianConfig(weight=0.1, directions="normal")),
+    "Jacobian, both": ObjectiveConfig(jacobian=JacobianConfig(weight=0.1, directions="both")),
     "idempotency, both": ObjectiveConfig(idempotency=IdempotencyConfig(weight=1.0)),
     "idempotency, outer": ObjectiveConfig(
         idempotency=IdempotencyConfig(weight=1.0, gradient="outer")

@@ -4,7 +4,8 @@ pae sweep --config=ablation --workdir=W
 
 The argument is one of
     elpv    the default: the demo's network and data, three seeds
-    brief   the same with half of the variants and a sixth of the steps (docs/ablation.md)
+    brief   five of the variants, a sixth of the steps (docs/ablation.md)
+    directions   the same steps: the Jacobian by random, tangent and normal directions
     tile    a folder in MVTec layout: add --config.data.root=DIR
     smoke   a few short runs on ELPV, to check that it works
 """
@@ -39,12 +40,26 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "objective.idempotency.weight": 1.0,
     },
     "jacobian x10": {"objective.jacobian.weight": 0.1},
+    **{
+        f"jacobian {directions}": {
+            "objective.jacobian.weight": 0.1,
+            "objective.jacobian.directions": directions,
+        }
+        for directions in ("tangent", "normal", "both")
+    },
 }
 FEW = ("none", "jacobian", "noise", "idempotency")
 # Argument → names of the variants that it trains.
 SELECTIONS = {
     "elpv": tuple(VARIANTS),
     "brief": (*FEW, "jacobian x10"),
+    "directions": (
+        "none",
+        "jacobian x10",
+        "jacobian tangent",
+        "jacobian normal",
+        "jacobian both",
+    ),
     "tile": tuple(VARIANTS),
     "smoke": FEW,
 }
@@ -56,6 +71,7 @@ COMMON = {
 }
 CHANGES: dict[str, dict[str, Any]] = {
     "brief": {"train.steps": 800},
+    "directions": {"train.steps": 800},
     "smoke": {
         "data.size": 32,
         "data.texture_size": 32,

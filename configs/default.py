@@ -92,10 +92,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     objective.noise = 0.0  # σ of the Gaussian noise that is added to input and target alike
     objective.ssim = ConfigDict()  # mean of 1 − SSIM(f(x̂), x), used by baselines
     objective.ssim.weight = 0.0
-    objective.jacobian = ConfigDict()  # ‖J_f(x̂) − I‖_F, estimated by random probes
+    objective.jacobian = ConfigDict()  # ‖J_f(x̂) − I‖_F, or its part along chosen directions
     objective.jacobian.weight = 0.0
+    # random: ‖(J − I)v‖, the paper's, estimated by probes v | tangent: ‖J t − t‖, t a small shift,
+    # rotation and change of exposure of x | normal: ‖J n‖, n = x̂ − x | both: √ of their squares
+    objective.jacobian.directions = "random"
     objective.jacobian.form = "frobenius"  # frobenius (the paper's, unsquared) | squared
-    objective.jacobian.probes = 1  # probes per example
+    objective.jacobian.probes = 1  # random probes per example
     objective.jacobian.distribution = "rademacher"  # of the probes: rademacher | gaussian
     objective.jacobian.at = "corrupted"  # corrupted (x̂, the paper) | clean (x)
     objective.jacobian.normalize = True  # divide by √d, so that one weight suits all image sizes

@@ -84,6 +84,36 @@ def transform(x: Array, mirror: bool, turns: int, *, inverse: bool = False) -> A
     return jnp.rot90(x, turns, axes=(1, 2))
 
 
+def motion(key: Key, image: Image) -> Image:
+    """Draws a direction in which a small motion of the camera or its exposure changes an image.
+
+    It is a random combination of the policies that have small members: "shift" in both axes,
+    "rotation" and "exposure". Each is the derivative of its transform at the unchanged image, by
+    differences of neighbouring pixels, so that it needs no second image.
+
+    Args:
+      key: for the coefficients, which are normally distributed.
+      image: x.
+
+    Returns:
+      (h, w, c) a direction in the space of images, of norm 1; 0 for a black image.
+    """
+    down, right, turn, *weights = jax.random.normal(key, (5,), image.dtype)
+    height, width, _ = image.shape
+    # Relative to the longer side, so that a turn moves the corners about as far as a shift does.
+    row, column = (
+        (2 * jnp.arange(n, dtype=image.dtype) - (n - 1)) / max(height, width)
+        for n in (height, width)
+    )
+    along_rows, along_columns = (jnp.gradient(image, axis=axis) for axis in (0, 1))
+    moved = (down + turn * column)[None, :, None] * along_rows
+    moved += (right - turn * row)[:, None, None] * along_columns
+    # The change by exposure is the image itself. It would outweigh the motion if both kept their
+    # norms.
+    parts = image_ops.unit(jnp.stack([moved, image]))
+    return image_ops.unit(jnp.tensordot(jnp.stack(weights), parts, 1)[None])[0]
+
+
 def check_policy(policy: str, shape: tuple[int, int]) -> None:
     """Checks that every name is known and keeps the shape of the images.
 

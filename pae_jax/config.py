@@ -139,15 +139,27 @@ class HeadConfig:
 
 @dataclasses.dataclass(frozen=True)
 class JacobianConfig:
-    """The section `objective.jacobian`: the Jacobian-identity penalty."""
+    """The section `objective.jacobian`: the penalty on the Jacobian of f."""
 
     weight: float = field(0.0, at_least=0.0)
+    directions: str = field("random", choices=("random", "tangent", "normal", "both"))
     form: str = field("frobenius", choices=("frobenius", "squared"))
     probes: int = field(1, at_least=1)
     distribution: str = field("rademacher", choices=("rademacher", "gaussian"))
     at: str = field("corrupted", choices=("corrupted", "clean"))
     normalize: bool = True
     every: int = field(1, at_least=1)
+
+    def __post_init__(self) -> None:
+        if self.directions == "random":
+            return
+        # An example has one corruption, and neither kind of direction is a draw of independent
+        # values, so these keys would be ignored.
+        for key, default in (("probes", 1), ("distribution", "rademacher")):
+            if (value := getattr(self, key)) != default:
+                raise BadInput(
+                    f"objective.jacobian.{key}: {value} needs objective.jacobian.directions=random"
+                )
 
 
 @dataclasses.dataclass(frozen=True)

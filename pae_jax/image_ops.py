@@ -25,6 +25,12 @@ def to_grey(images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
     return jnp.broadcast_to(luma[..., None], images.shape)
 
 
+def unit(x: Float[Array, "b *image"]) -> Float[Array, "b *image"]:
+    """Divides each image by its Euclidean norm; an image 0 stays 0."""
+    norm = jnp.sqrt(jnp.sum(x.reshape(len(x), -1) ** 2, axis=1))
+    return x / jnp.where(norm > 0, norm, 1).reshape(-1, *[1] * (x.ndim - 1))
+
+
 def crop(
     key: Key[Array, ""], image: Image, shape: tuple[int, int]
 ) -> Float[Array, "height width c"]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from pae_jax import anomaly_map, projection, rng
+from pae_jax import anomaly_map, augmentation, projection, rng
 from pae_jax.config import Config, JacobianConfig, ObjectiveConfig
 from pae_jax.corruption import CorruptedBatch
 
@@ -27,7 +27,7 @@ class Hyperparameters(NamedTuple):
       mask_weight: λ of eq. 1.
       noise: σ of the noise that is added to input and target.
       ssim: the weight of the SSIM loss.
-      jacobian: the weight of the Jacobian-identity penalty.
+      jacobian: the weight of the penalty on the Jacobian.
       idempotency: the weight of the idempotency penalty.
       identity: the weight of the identity penalty.
       learning_rate: the peak of the schedule.
@@ -92,8 +92,8 @@ def objective(
     Args:
       f: a function from images to images that closes over its parameters.
       batch: x̂, x (batch, h, w, c) and M (batch, h, w, 1).
-      key: for the noise and the probes. One key, from which a key per image is derived
-        independently of the batch size; or keys (batch,), one per image.
+      key: for the noise, the probes and the tangents. One key, from which a key per image is
+        derived independently of the batch size; or keys (batch,), one per image.
       config: decides which terms are computed, and how. A term of weight 0 is not traced.
       step: the training step, which may be traced; the Jacobian penalty may skip steps.
       weights: λ, σ and the weights of the penalties, which may be traced. None takes those of
@@ -120,11 +120,13 @@ def objective(
     penalties = {}
     fx = f_clean = None
     if config.jacobian.weight:
-        probe_key = rng.stream_key(key, "jacobian")
-        if config.jacobian.at == "clean":
-            f_clean, penalties["jacobian"] = _jacobian(f, clean, probe_key, config.jacobian, step)
-        else:
-            fx, penalties["jacobian"] = _jacobian(f, corrupted, probe_key, config.jacobian, step)
+        at_clean = config.jacobian.at == "clean"
+        x = clean if at_clean else corrupted
+        # The directions come from `batch`, because the noise belongs to eq. 1.
+        value, penalties["jacobian"] = _jacobian(
+            f, x, batch, key, config=config.jacobian, step=step
+        )
+        fx, f_clean = (None, value) if at_clean else (value, None)
     if fx is None:
         fx = f(corrupted)
     # Squared norms are divided by the number of values, so that one weight serves all image sizes.
@@ -183,24 +185,49 @@ def reconstruction_loss(
 def _jacobian(
     f: Callable,
     x: Float[Array, "b h w c"],
+    batch: CorruptedBatch,
     key: Key[Array, "*keys"],
+    *,
     config: JacobianConfig,
     step: int | Int[Array, ""],
 ) -> tuple[Float[Array, "b h w c"], Float[Array, " b"]]:
-    """Returns f(x) and ‖J_f(x) − I‖.
+    """Returns f(x) and ‖J_f(x) − I‖, or how far J_f(x) is from a projection along directions.
 
     With `every` = k the penalty is k times the norm at steps divisible by k and 0 at the others,
     so that its mean over the steps does not depend on k.
     """
-    value, penalty = projection.jacobian_identity(
-        f,
-        x,
-        key,
-        probes=config.probes,
-        form=config.form,
-        distribution=config.distribution,
-        normalize=config.normalize,
+    options: dict[str, Any] = {
+        "form": config.form,
+        "normalize": config.normalize,
         # None leaves the branch out of the program.
-        active=None if config.every == 1 else jnp.asarray(step) % config.every == 0,
-    )
+        "active": None if config.every == 1 else jnp.asarray(step) % config.every == 0,
+    }
+    if config.directions == "random":
+        value, penalty = projection.jacobian_identity(
+            f,
+            x,
+            rng.stream_key(key, "jacobian"),
+            probes=config.probes,
+            distribution=config.distribution,
+            **options,
+        )
+    else:
+        value, penalty = projection.jacobian_along(
+            f,
+            x,
+            tangents=None if config.directions == "normal" else _tangents(batch.clean, key),
+            # Eq. 14: y − x is mostly normal to ℳ. The mask scales it pixel by pixel.
+            normals=None if config.directions == "tangent" else batch.corrupted - batch.clean,
+            **options,
+        )
     return value, config.every * penalty
+
+
+def _tangents(clean: Float[Array, "b h w c"], key: Key[Array, "*keys"]) -> Float[Array, "b h w c"]:
+    """Draws a direction along ℳ for each normal image: small motions of the camera.
+
+    The difference to another image of the batch would depend on the other examples, and so on the
+    number of devices; and to the nearest of a few images it is long and cuts through ℳ.
+    """
+    keys = rng.example_keys(rng.stream_key(key, "tangents"), len(clean))
+    return jax.vmap(augmentation.motion)(keys, clean)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from pae_jax import rng
+from pae_jax import image_ops, rng
 from pae_jax.config import EvalConfig
 from pae_jax.fixed_point import FixedPoint, fixed_point, iterate
 
@@ -21,6 +21,7 @@ __all__ = [
     "idempotency",
     "identity",
     "iterate",
+    "jacobian_along",
     "jacobian_identity",
     "project",
     "tangent_projection",
@@ -101,8 +102,7 @@ def jacobian_identity(
     Returns:
       f(x), with the shape of x, and the penalty (batch,) ≥ 0.
     """
-    if form not in ("frobenius", "squared"):
-        raise ValueError(f"form: frobenius or squared, not {form!r}")
+    _check_form(form)
     if distribution not in _DISTRIBUTIONS:
         raise ValueError(f"distribution: rademacher or gaussian, not {distribution!r}")
 
@@ -118,19 +118,54 @@ def jacobian_identity(
         squared = squared / x[0].size if normalize else squared
         return squared if form == "squared" else _safe_sqrt(squared)
 
-    if probes == 1 and active is None:
-        value, product = jax.jvp(f, (x,), (tangents[0],))
-        return value, penalty(product[None])
-    # The linearisation separates f(x), which is always needed, from the products, which all probes
-    # share and an inactive step skips.
-    value, jvp = jax.linearize(f, x)
-    if active is None:
-        return value, penalty(jax.vmap(jvp)(tangents))
-    return value, jax.lax.cond(
-        active,
-        lambda: penalty(jax.vmap(jvp)(tangents)),
-        lambda: jnp.zeros(x.shape[0], x.dtype),
-    )
+    return _value_and_penalty(f, x, tangents, penalty, active)
+
+
+def jacobian_along(
+    f: Callable,
+    x: Float[Array, "b *image"],
+    *,
+    tangents: Float[Array, "b *image"] | None = None,
+    normals: Float[Array, "b *image"] | None = None,
+    form: str = "frobenius",
+    normalize: bool = True,
+    active: Bool[Array, ""] | None = None,
+) -> tuple[Float[Array, "b *image"], Float[Array, " b"]]:
+    """Returns f(x) and how far J_f(x) is from a projection along given directions, per image.
+
+    The Jacobian of a projection keeps tangents of ℳ and removes normals: ‖J t − t‖² + ‖J n‖² is 0
+    for unit vectors t and n. `jacobian_identity` is smallest for the identity instead, because
+    nearly all of its random directions are normal. One Jacobian-vector product per direction
+    computes it, and f(x) comes with it.
+
+    Args:
+      f: images → images; smooth almost everywhere.
+      x: (batch, …) images.
+      tangents: (batch, …) directions t that J should keep, of any length; None leaves out their
+        term, and so does a direction 0 for its image.
+      normals: the same of directions n that J should remove. One of the two must be given.
+      form: "squared" returns the sum of the terms, "frobenius" its root, whose gradient at 0 is
+        taken as 0.
+      normalize: takes t and n as unit vectors; False gives them the norm √d of a random probe, d =
+        the number of values of an image, as in `jacobian_identity`.
+      active: as in `jacobian_identity`.
+
+    Returns:
+      f(x), with the shape of x, and the penalty (batch,) ≥ 0.
+    """
+    _check_form(form)
+    if tangents is None and normals is None:
+        raise ValueError("tangents or normals, one of them at least")
+    kept = [] if tangents is None else [image_ops.unit(tangents)]
+    removed = [] if normals is None else [image_ops.unit(normals)]
+    targets = jnp.stack([*kept, *map(jnp.zeros_like, removed)])
+
+    def penalty(products: Float[Array, "directions b *image"]) -> Float[Array, " b"]:
+        squared = jnp.sum(jax.vmap(_squared_norm)(products - targets), axis=0)
+        squared = squared if normalize else squared * x[0].size
+        return squared if form == "squared" else _safe_sqrt(squared)
+
+    return _value_and_penalty(f, x, jnp.stack(kept + removed), penalty, active)
 
 
 def idempotency(
@@ -165,6 +200,34 @@ def idempotency(
 def identity(fx: Float[Array, "b *image"], x: Float[Array, "b *image"]) -> Float[Array, " b"]:
     """Returns ‖f(x) − x‖² per image at normal images x: the squared bias on ℳ of eq. 19."""
     return _squared_norm(fx - x)
+
+
+def _value_and_penalty(
+    f: Callable,
+    x: Float[Array, "b *image"],
+    directions: Float[Array, "directions b *image"],
+    penalty: Callable,
+    active: Bool[Array, ""] | None,
+) -> tuple[Float[Array, "b *image"], Float[Array, " b"]]:
+    """Returns f(x) and `penalty` of the products J_f(x)·direction; 0 where it is not active."""
+    if len(directions) == 1 and active is None:
+        value, product = jax.jvp(f, (x,), (directions[0],))
+        return value, penalty(product[None])
+    # The linearisation separates f(x), which is always needed, from the products, which all
+    # directions share and an inactive step skips.
+    value, jvp = jax.linearize(f, x)
+    if active is None:
+        return value, penalty(jax.vmap(jvp)(directions))
+    return value, jax.lax.cond(
+        active,
+        lambda: penalty(jax.vmap(jvp)(directions)),
+        lambda: jnp.zeros(x.shape[0], x.dtype),
+    )
+
+
+def _check_form(form: str) -> None:
+    if form not in ("frobenius", "squared"):
+        raise ValueError(f"form: frobenius or squared, not {form!r}")
 
 
 def _squared_norm(x: Float[Array, "b *image"]) -> Float[Array, " b"]:

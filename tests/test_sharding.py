@@ -24,7 +24,7 @@ SETTINGS = {
         "norm": "none",
     },
     "corruption": {"kind": "cutpaste"},
-    "objective": {"noise": 0.05, "jacobian": {"weight": 0.1}},
+    "objective": {"noise": 0.05, "jacobian": {"weight": 0.1, "directions": "both"}},
     "optimizer": {"learning_rate": 1e-3},
     "train": {"batch_size": 8},
 }
