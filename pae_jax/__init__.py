@@ -41,6 +41,7 @@ Settings:
 Packages:
 
     methods/        one file per method: the paper's, RIAD (inpainting), segmentation, Deep SVDD, …
+    judge/          anomaly maps of other tools through our metrics and report
     metrics/        exact AUROC, AP, AUPRO, AUPIMO and F1; bootstrap; legacy variants
     workdir/        a run on disk: atomic writing (files), checkpoints, records, logs, validation
     devices/        sharding of the step over devices, batches, chips, Winograd, process start-up
@@ -71,6 +72,7 @@ _MODULES = (
     "evaluate",
     "fixed_point",
     "image_ops",
+    "judge",
     "known_manifolds",
     "main",
     "masks",

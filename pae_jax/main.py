@@ -63,6 +63,21 @@ def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def _judge(args: argparse.Namespace, overrides: list[str]) -> int:
+    from pae_jax.judge import judge
+    from pae_jax.report import table
+    from pae_jax.workdir import logs
+
+    process.start()
+    logs.configure_logging()
+    judgement = judge(args.maps, args.config, args.out, overrides=overrides)
+    print(table.format_table(judgement.metrics))
+    print(judgement.score_source)
+    if judgement.report is not None:
+        print(printable(str(judgement.report)))
+    return 0
+
+
 def _sweep(args: argparse.Namespace, overrides: list[str]) -> int:
     from pae_jax import sweep, train
     from pae_jax.workdir import checkpoint, logs
@@ -158,6 +173,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.set_defaults(run=_predict)
 
+    judge = verbs.add_parser("judge", help="compute metrics and a report of another tool's maps")
+    judge.add_argument(
+        "--maps",
+        metavar="DIR",
+        required=True,
+        help="DIR/CATEGORY/test/TYPE/NAME.tiff, or .npy or .png; docs/compare.md",
+    )
+    judge.add_argument("--config", **config)
+    judge.add_argument("--out", help="a new or empty folder or URI for the results; else a table")
+    judge.set_defaults(run=_judge)
+
     sweep = verbs.add_parser("sweep", help="train and evaluate the variants of a sweep; one table")
     sweep.add_argument("--config", **config)
     sweep.add_argument("--workdir", **workdir)
@@ -167,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     aot.add_argument("--config", **config)
     aot.add_argument("--topology", required=True, help="a TPU slice or GPUs: v5e:2x2, h100, h100:8")
     aot.set_defaults(run=_compile)
-    for verb in (train, sweep, aot):
+    for verb in (train, judge, sweep, aot):
         verb.epilog = "Any key of the configuration can be set by --config.KEY=VALUE."
     for verb in (evaluate, predict):
         verb.epilog = (

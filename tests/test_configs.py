@@ -70,7 +70,7 @@ def test_textures_and_objects_have_the_papers_sizes():
 
 
 def test_an_unknown_ablation():
-    with pytest.raises(BadInput, match=r"^ablation:nonsense: one of elpv, brief, directions, tile,"):
+    with pytest.raises(BadInput, match=r"^ablation:nonsense: one of elpv, brief, directions,"):
         load("ablation:nonsense")
 
 

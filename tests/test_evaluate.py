@@ -20,6 +20,7 @@ from data_pipelines.errors import BadInput
 from layouts import write
 from pae_jax import config, detection, evaluate, main, predict, train, train_step
 from pae_jax.config_schema import SCHEMA
+from pae_jax.metrics import measure
 from pae_jax.report import table
 from pae_jax.workdir import files, trained_model
 
@@ -244,7 +245,7 @@ def test_without_masks_pixel_metrics_are_null(trained, tmp_path, capsys):
     assert all(record["per_type"]["dent"][name] is None for name in PIXEL_KEYS)
     assert 0 <= record["image_auroc_sum"] <= 1
     printed = capsys.readouterr().out
-    assert not any(name in printed for name in evaluate.PIXEL_METRICS)
+    assert not any(name in printed for name in measure.PIXEL_METRICS)
     report = (run.workdir / "eval/report.html").read_text()
     # Their names stand in one sentence, not in a table.
     assert "Undefined for these test images: pixel_auroc, pixel_ap" in report
@@ -338,7 +339,7 @@ def test_scores_of_a_name_that_is_not_valid_text_are_written(tmp_path):
 
 def test_native_size_scales_maps_not_masks():
     ramp = jnp.linspace(0, 1, 8)[None, :] * jnp.ones((8, 1))
-    scaled = evaluate.resize_map(np.asarray(ramp), (4, 16))
+    scaled = measure.resize_map(np.asarray(ramp), (4, 16))
     assert scaled.shape == (4, 16)
     assert scaled.dtype == np.float32
     assert np.all(np.diff(scaled, axis=1) >= 0)

@@ -16,6 +16,7 @@ from data_pipelines.decode import decode_mask, read_mask
 from data_pipelines.spec import DatasetSpec
 from layouts import category, encode, write
 from pae_jax import evaluate, metrics
+from pae_jax.metrics import measure
 
 DISC = np.hypot(*(np.mgrid[:64, :64] - 31.5)) < 12
 WHITE = (255 * DISC).astype(np.uint8)
@@ -186,7 +187,7 @@ def test_metrics_leave_out_the_pixels_of_empty_masks(trained, tmp_path):
     image.unlink()
     without = evaluate.evaluate(run.workdir, overrides=options).metrics
     assert without["evaluated_at"]["images_without_pixel_labels"] == 0
-    for name in evaluate.PIXEL_METRICS:
+    for name in measure.PIXEL_METRICS:
         assert record[name] == without[name]
     for name in ("pixel_auroc", "pixel_aupro"):
         assert record["intervals"][name] == without["intervals"][name]
@@ -198,5 +199,5 @@ def test_all_masks_empty(trained, tmp_path):
         write(mask, np.zeros(np.asarray(Image.open(mask)).shape[:2], np.uint8))
     options = ["--config.eval.bootstrap_resamples=5", "--config.eval.diagnostics=False"]
     record = evaluate.evaluate(run.workdir, overrides=options).metrics
-    assert all(np.isnan(record[name]) for name in evaluate.PIXEL_METRICS)
+    assert all(np.isnan(record[name]) for name in measure.PIXEL_METRICS)
     assert record["image_auroc_sum"] == record["image_auroc_sum"]

@@ -81,6 +81,8 @@ class Report(NamedTuple):
       images: consumed once, one at a time.
       threshold_source: one sentence on where the threshold comes from.
       notes: sentences under the heading.
+      protocols: one mapping of column to value per protocol under which the same maps have other
+        values.
     """
 
     title: str
@@ -94,6 +96,7 @@ class Report(NamedTuple):
     images: Iterable[ImageEntry]
     threshold_source: str = ""
     notes: Sequence[str] = ()
+    protocols: Sequence[Mapping[str, Any]] = ()
 
 
 class _Table(NamedTuple):
@@ -209,7 +212,8 @@ def _context(report: Report, images: Sequence[ImageEntry]) -> dict[str, Any]:
         "metrics": _measures(report.metrics),
         "decisions": _decisions(confusion),
         "charts": list(_charts(report, images, confusion)),
-        "per_type": _per_type(report.per_type),
+        "per_type": _records(report.per_type),
+        "protocols": _records(report.protocols),
         "diagnostics": _measures(report.diagnostics),
         "types": sorted(Counter(entry.type for entry in images).items()),
         "scale": {
@@ -285,7 +289,7 @@ def _measures(measures: Mapping[str, Measure]) -> _Table:
     return _Table(columns[:2], [row[:2] for row in rows])
 
 
-def _per_type(records: Sequence[Mapping[str, Any]]) -> _Table:
+def _records(records: Sequence[Mapping[str, Any]]) -> _Table:
     columns = list(dict.fromkeys(column for record in records for column in record))
     return _Table(
         columns, [[_text(record.get(column)) for column in columns] for record in records]

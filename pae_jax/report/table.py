@@ -12,6 +12,7 @@ PER_TYPE_METRICS = (
     "image_auroc_sum",
     "image_auroc_max",
     "image_auroc_topk",
+    "image_auroc_given",
     "pixel_auroc",
     "pixel_ap",
     "pixel_aupro",
@@ -35,6 +36,7 @@ def format_table(record: Mapping[str, Any]) -> str:
       record: the content of metrics.json.
     """
     blocks = [_metrics(record), _decisions(record), _diagnostics(record), _per_type(record)]
+    blocks.append(_protocols(record))
     return "\n\n".join("\n".join(lines) for lines in blocks if lines)
 
 
@@ -53,12 +55,16 @@ def _metrics(record: Mapping[str, Any]) -> list[str]:
 def _decisions(record: Mapping[str, Any]) -> list[str]:
     """Returns the threshold, its expected rate, and how many test images exceed it."""
     threshold, good = record["threshold"], record["images"]["good"]
-    score = record["provenance"]["config"]["eval"]["image_score"]
+    own = record["provenance"]["config"]["eval"]["image_score"]
+    score = threshold.get("image_score", own)
     lines = [f"{'threshold':24s}image score {score} > {threshold['score']:.6g}"]
-    held_out = threshold["images"]
-    odds = statements.chance(held_out, threshold["false_positive_rate"])
-    source = f"from {held_out} held-out normal image{'s' if held_out > 1 else ''}"
-    lines.append(f"{'expected false alarms':24s}at most {odds}, {source}")
+    if "images" in threshold:
+        held_out = threshold["images"]
+        odds = statements.chance(held_out, threshold["false_positive_rate"])
+        source = f"from {held_out} held-out normal image{'s' if held_out > 1 else ''}"
+        lines.append(f"{'expected false alarms':24s}at most {odds}, {source}")
+    else:
+        lines.append(f"{'':24s}{threshold['source']}")
     for name, rate, total, truth in (
         ("false alarms", threshold["test_false_positive_rate"], good, "good"),
         (
@@ -83,15 +89,30 @@ def _per_type(record: Mapping[str, Any]) -> list[str]:
     """Returns a line per defect type, with the columns that are defined for one of them."""
     rows = record["per_type"]
     columns = [
-        name for name in PER_TYPE_METRICS if any(is_defined(row[name]) for row in rows.values())
+        name for name in PER_TYPE_METRICS if any(is_defined(row.get(name)) for row in rows.values())
     ]
     if not rows:
         return []
     table = [["defect type", "images", *columns]]
     for defect_type, row in rows.items():
-        cells = [f"{row[name]:.4f}" if is_defined(row[name]) else "–" for name in columns]
+        cells = [_value(row.get(name)) for name in columns]
         table.append([defect_type, str(row["images"]), *cells])
     return _align(table)
+
+
+def _protocols(record: Mapping[str, Any]) -> list[str]:
+    """Returns a line per protocol under which the same maps have other values."""
+    rows = record.get("protocols", [])
+    if not rows:
+        return []
+    cells = [
+        [_value(cell) if i else str(cell) for i, cell in enumerate(row.values())] for row in rows
+    ]
+    return _align([list(rows[0]), *cells])
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4f}" if is_defined(value) else "–"
 
 
 def _align(table: Sequence[Sequence[str]]) -> list[str]:

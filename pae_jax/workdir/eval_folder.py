@@ -5,12 +5,13 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_pipelines.errors import CannotWrite
-from pae_jax.config import EvalConfig
+from data_pipelines.errors import BadInput, CannotWrite
+from pae_jax.config import DataConfig, EvalConfig
 from pae_jax.workdir.changes import differences
+from pae_jax.workdir.files import output_path
 from pae_jax.workdir.paths import AnyPath
 from pae_jax.workdir.record import read_config
 
@@ -45,6 +46,39 @@ def folder_name(own: EvalConfig, settings: EvalConfig) -> str:
 def locate(workdir: AnyPath, settings: EvalConfig) -> AnyPath:
     """Returns the folder of an evaluation of a run with `settings`."""
     return workdir / folder_name(read_config(workdir).eval, settings)
+
+
+def category(data: DataConfig) -> str:
+    """Returns the name of the category whose test images a config names."""
+    root = Path(data.root)
+    name = root.stem if data.source == "list" else root.name
+    return data.category.rpartition("/")[2] or name or data.source
+
+
+def map_names(data: DataConfig, names: Sequence[str]) -> list[str]:
+    """Returns where the official script looks for the maps of images: their names with `.tiff`.
+
+    Args:
+      data: names the category.
+      names: the names of the images in the test split.
+
+    Returns:
+      maps/CATEGORY/test/TYPE/NAME.tiff for each image.
+
+    Raises:
+      BadInput: two images would share a map.
+    """
+    folder = Path("maps", category(data), "test")
+    paths = [
+        output_path(folder, name.removesuffix(Path(name).suffix), ".tiff").as_posix()
+        for name in names
+    ]
+    owners: dict[str, str] = {}
+    for path, name in zip(paths, names, strict=True):
+        if path in owners:
+            raise BadInput(f"{owners[path]}, {name}: the map of both would be {path}")
+        owners[path] = name
+    return paths
 
 
 @contextlib.contextmanager

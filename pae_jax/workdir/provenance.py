@@ -15,12 +15,12 @@ from pae_jax.config import Config
 PACKAGES = ("pae_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def describe(config: Config, *, step: int) -> dict[str, Any]:
-    """Returns a JSON-ready record of the origin of a model's numbers.
+def describe(config: Config, *, step: int | None) -> dict[str, Any]:
+    """Returns a JSON-ready record of the origin of numbers.
 
     Args:
       config: the configuration of the run.
-      step: the number of updates that the model was trained for.
+      step: the number of updates that the model was trained for; None without a model of ours.
     """
     device = jax.devices()[0]
     return {
