@@ -43,7 +43,7 @@ class Judgement(NamedTuple):
 
 
 class _Threshold(NamedTuple):
-    """The threshold of the image score, and one sentence on its choice."""
+    """The threshold of the image score, and what it is chosen by."""
 
     score: float
     source: str
@@ -164,17 +164,14 @@ def _choose_threshold(scores: np.ndarray, labels: np.ndarray) -> _Threshold:
     """Returns the threshold with the largest F1 of the images; the tool names no other."""
     best = metrics.f1_max(scores, labels).threshold
     if np.isnan(best):
-        source = "The threshold is the largest score, because there are no defective images."
+        source = "the largest score, because there are no defective images"
         return _Threshold(float(scores.max()), source)
     # Images are called defective above the threshold, and F1 counts those at `best`.
     below = scores[scores < best]
     # Without a score below, any smaller number; at a distance that a chart can show.
     limit = (best + below.max()) / 2 if below.size else best - (abs(best) or 1.0)
     limit = limit if limit < best else np.nextafter(best, -np.inf)
-    source = (
-        "The threshold has the largest F1 of these test images, whose labels it knows: the "
-        "decisions are better than those on new images."
-    )
+    source = "the largest F1 of these test images, with their labels: new images fare worse"
     return _Threshold(float(limit), source)
 
 
@@ -198,7 +195,7 @@ def _report(
         scores=scores,
         image_score=image_score,
         threshold=record["threshold"]["score"],
-        threshold_source=record["threshold"]["source"],
+        threshold_source=f"The threshold is chosen by {record['threshold']['source']}.",
         # Pictures only: the scale of other tools need not begin at 0.
         maps=[measure.resize_map((one - low).astype(np.float32), shape) for one in maps.values],
         reconstructions=[None] * len(test.names),

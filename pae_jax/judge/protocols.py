@@ -12,7 +12,7 @@ from pae_jax.config import EvalConfig
 from pae_jax.judge.maps import Maps
 from pae_jax.metrics import legacy, measure
 
-COLUMNS = ("protocol", "pixel_auroc", "pixel_ap", "pixel_aupro")
+COLUMNS: tuple[str, ...] = ("protocol", "pixel_auroc", "pixel_ap", "pixel_aupro")
 
 # By the names of the functions, in the words of the report.
 LEGACY = {

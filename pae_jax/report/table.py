@@ -64,7 +64,7 @@ def _decisions(record: Mapping[str, Any]) -> list[str]:
         source = f"from {held_out} held-out normal image{'s' if held_out > 1 else ''}"
         lines.append(f"{'expected false alarms':24s}at most {odds}, {source}")
     else:
-        lines.append(f"{'':24s}{threshold['source']}")
+        lines.append(f"{'chosen by':24s}{threshold['source']}")
     for name, rate, total, truth in (
         ("false alarms", threshold["test_false_positive_rate"], good, "good"),
         (
