@@ -165,6 +165,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     evaluation.aupro_limit = 0.3  # integration limit of AUPRO, a false-positive rate
     evaluation.bootstrap_resamples = 1_000  # resamples for the confidence intervals; 0: none
     evaluation.diagnostics = True  # measure on held-out images whether f is a projection
+    evaluation.floor = True  # measure PCA on at most 1,000 of the same training images as well
     evaluation.batch_size = 16  # images per call of the network
     evaluation.bootstrap_seed = 0  # seed of the resamples
 

@@ -41,11 +41,12 @@ Settings:
 Packages:
 
     methods/        one file per method: the paper's, RIAD (inpainting), segmentation, Deep SVDD, …
+    comparison/     several runs on the same test images, with paired intervals
     judge/          anomaly maps of other tools through our metrics and report
     metrics/        exact AUROC, AP, AUPRO, AUPIMO and F1; bootstrap; legacy variants
     workdir/        a run on disk: atomic writing (files), checkpoints, records, logs, validation
     devices/        sharding of the step over devices, batches, chips, Winograd, process start-up
-    report/         report.html, its charts and pictures
+    report/         report.html and comparison.html, their charts and pictures
     configs/        the shipped config files: `from pae_jax.configs import folder`
 
 A module is imported when it is first used: `import pae_jax` alone is quick, and
@@ -61,6 +62,7 @@ _MODULES = (
     "anomaly_map",
     "aot",
     "augmentation",
+    "comparison",
     "config",
     "config_file",
     "config_schema",

@@ -275,6 +275,7 @@ class EvalConfig:
     aupro_limit: float = field(0.3, above=0.0, at_most=1.0)
     bootstrap_resamples: int = field(1_000, at_least=0)
     diagnostics: bool = True
+    floor: bool = True
     batch_size: int = field(16, at_least=1)
     bootstrap_seed: int = field(0, at_least=0, at_most=2**31 - 1)
 

@@ -11,8 +11,9 @@ an earlier evaluation in the same folder are replaced together.
 
 import functools
 import io
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,16 +21,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.dataset import TestSplit, TrainingSplit, open_test
-from data_pipelines.errors import spell
+from data_pipelines.errors import BadInput, spell
 from data_pipelines.items import GOOD
 from pae_jax import augmentation, detection, diagnostics, image_ops, metrics, rng
 from pae_jax.config_schema import SCHEMA
 from pae_jax.detection import REPORTED_SCORES
-from pae_jax.methods import METHODS
+from pae_jax.methods import METHODS, floor
 from pae_jax.metrics import measure
 from pae_jax.report import html, page, pictures, statements
 from pae_jax.workdir import eval_folder, files, provenance, trained_model, validation
 from pae_jax.workdir.paths import AnyPath, to_workdir
+
+_logger = logging.getLogger(__name__)
 
 # Diagnostics apply f about a hundred times per corrupted image, so that few images are taken.
 DIAGNOSED_EXAMPLES = 16  # in whole batches, so that there may be a few more
@@ -48,12 +51,18 @@ class Evaluation(NamedTuple):
     report: AnyPath
 
 
-class _Detections(NamedTuple):
-    """The detections of all test images, at the network's size."""
+class Detections(NamedTuple):
+    """The detections of all test images, at the network's size.
 
-    reconstructions: list[np.ndarray | None]  # uint8 (h, w, 3)
-    maps: list[np.ndarray]  # float32 (h, w)
-    scores: dict[str, np.ndarray]  # (n,) by name
+    Attributes:
+      reconstructions: uint8 (h, w, 3) each; None where the method makes none.
+      maps: float32 (h, w) each.
+      scores: (n,) by name.
+    """
+
+    reconstructions: list[np.ndarray | None]
+    maps: list[np.ndarray]
+    scores: dict[str, np.ndarray]
 
 
 def evaluate(
@@ -84,10 +93,8 @@ def evaluate(
     test = test._replace(names=[*map(spell, test.names)], types=[*map(spell, test.types)])
     # The paths are checked before the work, not after it.
     map_names = eval_folder.map_names(model.config.data, test.names) if save_maps else []
-    detections = _detect(model, test)
-    pairs = None
-    if METHODS[model.config.method].localises:
-        pairs = measure.map_mask_pairs(test, detections.maps, native_size=settings.native_size)
+    detections = detect_test(model, test)
+    pairs = pixel_pairs(model, test, detections)
 
     content = {
         "schema": SCHEMA,
@@ -110,6 +117,7 @@ def evaluate(
             ),
         },
         "diagnostics": _diagnose(workdir, model, split()) if settings.diagnostics else {},
+        "floor": _measure_floor(model, test, split) if settings.floor else {},
         "images": {name: test.types.count(name) for name in (GOOD, *measure.defect_types(test))},
         "provenance": provenance.describe(model.config, step=model.step),
     }
@@ -125,9 +133,10 @@ def evaluate(
     return Evaluation(content, out / "report.html")
 
 
-def _detect(model: trained_model.Model, test: TestSplit) -> _Detections:
+def detect_test(model: trained_model.Model, test: TestSplit) -> Detections:
+    """Returns the detections of a model on the test images."""
     scores = {name: np.zeros(len(test.names)) for name in REPORTED_SCORES}
-    detections = _Detections([], [], scores)
+    detections = Detections([], [], scores)
     results = detection.detect_all(model.params, test.images, model.config)
     for i, result in enumerate(results):
         image = result.reconstruction
@@ -136,6 +145,39 @@ def _detect(model: trained_model.Model, test: TestSplit) -> _Detections:
         for name, value in result.scores.items():
             scores[name][i] = value
     return detections
+
+
+def pixel_pairs(
+    model: trained_model.Model, test: TestSplit, detections: Detections
+) -> measure.Pairs | None:
+    """Returns the maps of a model with their masks; None without masks, or for constant maps."""
+    if not METHODS[model.config.method].localises:
+        return None
+    native_size = model.config.eval.native_size
+    return measure.map_mask_pairs(test, detections.maps, native_size=native_size)
+
+
+def _measure_floor(
+    model: trained_model.Model, test: TestSplit, split: Callable[[], TrainingSplit]
+) -> dict[str, Any]:
+    """Returns the metrics of PCA on the training images; nothing for a run that is PCA itself."""
+    if model.config.method == floor.METHOD:
+        return {}
+    try:
+        images = split().images
+    except BadInput as error:
+        _logger.warning("%s; the floor is left out (--config.data.root=DIR names the data)", error)
+        return {}
+    fitted = floor.fit(model.config, images)
+    simple = model._replace(config=fitted.config, params=fitted.params)
+    detections = detect_test(simple, test)
+    pairs = pixel_pairs(simple, test, detections)
+    return {
+        "method": floor.METHOD,
+        "components": fitted.config.baseline.pca_components,
+        "training_images": fitted.images,
+        **measure.all_metrics(test, detections.scores, pairs, model.config.eval),
+    }
 
 
 def _diagnose(
@@ -171,7 +213,7 @@ def _diagnose(
 
 def _score_rows(
     test: TestSplit,
-    detections: _Detections,
+    detections: Detections,
     thresholds: detection.Thresholds,
     image_score: str,
 ) -> list[dict[str, Any]]:
@@ -199,7 +241,7 @@ def _write_maps(paths: Sequence[AnyPath], test: TestSplit, maps: Sequence[np.nda
 def _report(
     model: trained_model.Model,
     test: TestSplit,
-    detections: _Detections,
+    detections: Detections,
     thresholds: detection.Thresholds,
     record: dict[str, Any],
 ) -> html.Report:
@@ -224,5 +266,6 @@ def _report(
         true_positive_rate=curve.true_positive_rate,
         precision=curve.precision,
         notes=[note],
+        pixel_threshold=thresholds.pixel if METHODS[model.config.method].localises else None,
     )
     return page.make_report(record, test, content, resamples=settings.bootstrap_resamples)

@@ -91,6 +91,19 @@ def _sweep(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0 if set(result.outcomes.values()) == {train.FINISHED} else 1
 
 
+def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
+    from pae_jax.comparison import compare
+    from pae_jax.report import comparison
+    from pae_jax.workdir import logs
+
+    process.start()
+    logs.configure_logging()
+    result = compare.compare(args.workdirs, args.out, overrides=overrides)
+    print(comparison.format_comparison(result.record))
+    print(printable(str(result.page)))
+    return 0
+
+
 def _compile(args: argparse.Namespace, overrides: list[str]) -> int:
     from pae_jax import aot, config_file
 
@@ -195,7 +208,15 @@ def _parser() -> argparse.ArgumentParser:
     aot.set_defaults(run=_compile)
     for verb in (train, judge, sweep, aot):
         verb.epilog = "Any key of the configuration can be set by --config.KEY=VALUE."
-    for verb in (evaluate, predict):
+
+    compare = verbs.add_parser("compare", help="compare runs on the same test images, on one page")
+    compare.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="the folders of the runs")
+    compare.add_argument(
+        "--out", metavar="DIR", help="a new or empty folder or URI; by default one in the first run"
+    )
+    compare.set_defaults(run=_compare)
+
+    for verb in (evaluate, predict, compare):
         verb.epilog = (
             "Keys of the section eval can be set by --config.eval.KEY=VALUE. Data that have moved "
             "are named by --config.data.root=DIR and --config.data.textures=DIR."
@@ -242,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     # The overrides are the unknown words, because their keys come from the config file.
     args, overrides = _parser().parse_known_args(argv)
-    if argv is None and args.verb in ("train", "evaluate", "predict", "sweep"):
+    if argv is None and args.verb in ("train", "evaluate", "predict", "sweep", "compare"):
         # Only for the command, because the restart would replace the process of another caller.
         process.restart_with_huge_pages()
     if note := surroundings.system_note():

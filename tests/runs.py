@@ -41,6 +41,7 @@ SETTINGS = {
     "eval.bootstrap_resamples": 20,
     "eval.batch_size": 4,
     "eval.diagnostics": False,
+    "eval.floor": False,
 }
 
 

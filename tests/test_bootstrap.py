@@ -118,6 +118,29 @@ def test_draws_without_normal_pixels_are_left_out():
     assert result.aupro.high == 1.0
 
 
+def test_draws_of_the_same_images_are_the_same_whatever_the_scores():
+    labels = np.array([0, 1, 1, 0, 1, 0, 0])
+    rng = np.random.default_rng(2)
+    times = bootstrap._multiplicity(labels > 0, 30, np.random.default_rng(5))
+    for scores in (rng.normal(size=7), rng.integers(0, 2, 7)):
+        drawn = bootstrap.draw_images(scores, labels, resamples=30, seed=5)
+        # The AUROC of one draw: the fraction of its pairs that are in the right order.
+        above = scores[labels > 0][:, None] - scores[labels == 0]
+        right = (above > 0) + 0.5 * (above == 0)
+        pairs = times[:, labels > 0][:, :, None] * times[:, labels == 0][:, None]
+        np.testing.assert_allclose(drawn.values[:, 0], (pairs * right).sum((1, 2)) / 12)
+        assert drawn.points[0] == pytest.approx(right.mean())
+        called = scores > 0
+        rates = bootstrap.draw_rates(called, labels, resamples=30, seed=5)
+        for column, members in zip(rates.T, (labels > 0, labels == 0), strict=True):
+            expected = [
+                np.repeat(called[members], row[members].astype(int)).mean() for row in times
+            ]
+            np.testing.assert_allclose(column, expected)
+    one_class = bootstrap.draw_rates(called, labels * 0, resamples=3)
+    assert np.isnan(one_class[:, 0]).all() and np.isfinite(one_class[:, 1]).all()
+
+
 def test_errors():
     scores, labels = np.array([0.0, np.nan]), np.array([0, 1])
     with pytest.raises(BadInput, match=r"^image 1: NaN"):

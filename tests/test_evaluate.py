@@ -197,6 +197,12 @@ def test_printed_table_shows_metrics_and_decisions(evaluated):
     assert f"{'false alarms':24s}{alarms} of 3 good images" in lines
     assert f"{'detected':24s}{detected} of 4 defective images" in lines
     assert f"image score sum > {record['threshold']['score']:.6g}" in printed
+    # What four held-out images support: the threshold is the largest of their scores.
+    odds = "at most 1 in 5 (20 %), 5 % asked for; the threshold is the largest score of 4 held-out"
+    assert f"{'expected false alarms':24s}{odds} normal images" in lines
+    report = (evaluated.workdir / "eval/report.html").read_text()
+    assert "The threshold is the largest score of the 4 normal images held out" in report
+    assert "at most 1 in 5 (20 %)" in report and "false_positive_rate asks for 5 %" in report
     (line,) = (line for line in lines if line.startswith("image_auroc_max "))
     low, high = record["intervals"]["image_auroc_max"]
     assert line.split(maxsplit=1)[1] == f"{record['image_auroc_max']:.4f}   [{low:.3f}, {high:.3f}]"

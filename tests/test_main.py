@@ -46,10 +46,17 @@ def test_help_imports_nothing_heavy():
 @pytest.mark.parametrize(
     ("verb", "flags"),
     [
-        ((), ("train", "evaluate", "predict", "sweep", "compile", "import", "configs", "cache")),
+        (
+            (),
+            (
+                *("train", "evaluate", "predict", "sweep", "compare", "compile", "import"),
+                *("configs", "cache"),
+            ),
+        ),
         (("train",), ("--config", "--workdir", "--config.KEY=VALUE")),
         (("evaluate",), ("--workdir", "--save_maps", "--config.eval.KEY=VALUE")),
         (("predict",), ("--workdir", "--images", "--out", "--config.eval.KEY=VALUE")),
+        (("compare",), ("WORKDIR", "--out", "--config.eval.KEY=VALUE")),
         (("sweep",), ("--config", "--workdir", "--config.KEY=VALUE")),
         (("compile",), ("--config", "--topology", "--config.KEY=VALUE")),
         (("import",), ("NAME", "ROOT[/CATEGORY]", "--out", "--test_fraction")),

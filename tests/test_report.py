@@ -1,101 +1,19 @@
 """The report as a browser reads it: parsed, not matched as text."""
 
-import base64
-import io
 import re
-from html.parser import HTMLParser
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
-from pae_jax.report import charts, html
-from pae_jax.report.html import ImageEntry, Report
+from pae_jax import diagnostics
+from pae_jax.corruption import CorruptedBatch
+from pae_jax.report import charts, html, pictures
+from pae_jax.report.readings import READINGS
+from pages import IMAGES, Page, content, entry, picture
 
 HOSTILE = "a\"><script>alert('1')</script><img src=x onerror=alert(2)>&amp;.png"
-VOID = {"meta", "img"}
-
-
-class Page(HTMLParser):
-    """Elements with their attributes, their parents and the text below them."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self._open = [], []
-        self.feed(text)
-        self.close()
-        assert not self._open, f"not closed: {self._open[-1]}"
-
-    def handle_starttag(self, tag, attrs):
-        element = {"tag": tag, "attrs": dict(attrs), "text": "", "up": list(self._open)}
-        self.elements.append(element)
-        if tag not in VOID:
-            self._open.append(element)
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self._open.pop()["tag"] == tag
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        self.handle_endtag(tag)
-
-    def handle_data(self, data):
-        for element in self._open:
-            element["text"] += data
-
-    def find(self, tag, inside=None, **attrs):
-        return [
-            e
-            for e in self.elements
-            if e["tag"] == tag
-            and (inside is None or any(e is inside or u is inside for u in e["up"]))
-            and all(e["attrs"].get(k) == v for k, v in attrs.items())
-        ]
-
-
-def entry(name, type_, score, **changes):
-    rng = np.random.default_rng(len(name))
-    picture = rng.integers(0, 256, (20, 30, 3), np.uint8)
-    values = {
-        "name": name,
-        "type": type_,
-        "label": type_ != "good",
-        "score": score,
-        "scores": {"sum": score, "max": score / 10},
-        "image": picture,
-        "reconstruction": picture // 2,
-        "map": rng.uniform(0, 0.4, (20, 30)).astype(np.float32),
-        "mask": None if type_ == "good" else np.eye(20, 30, dtype=bool),
-    }
-    return ImageEntry(**(values | changes))
-
-
-def content(images, **changes):
-    values = {
-        "title": "tiles",
-        "metrics": {"image_auroc_sum": (0.91234, 0.88, 0.94), "pixel_aupro": None},
-        "per_type": [{"type": "crack", "images": 2, "image_auroc": (0.5, 0.25, 0.75)}],
-        "diagnostics": {"contraction": 0.71, "idempotency": 1.25e-5},
-        "provenance": {"config": "abc123", "versions": {"jax": "0.0.1"}, "seeds": [0, 1]},
-        "curves": {
-            "roc": (np.array([0, 0, 1.0]), np.array([0, 0.5, 1.0])),
-            "precision_recall": (np.array([0, 0.5, 1.0]), np.array([1, 1.0, 0.6])),
-        },
-        "threshold": 4.5,
-        "image_score": "sum",
-        "images": iter(images),
-    }
-    return Report(**(values | changes))
-
-
-IMAGES = [
-    entry("good/000.png", "good", 1.0),
-    entry("good/001.png", "good", 5.0),
-    entry("crack/000.png", "crack", 9.0),
-    entry("crack/001.png", "crack", 4.5),
-    entry("dent/000.png", "dent", 7.5),
-]
 
 
 @pytest.fixture(scope="module")
@@ -113,13 +31,6 @@ def table(page, **attrs):
 def rows(page):
     (body,) = page.find("tbody", inside=table(page, id="images"))
     return page.find("tr", inside=body)
-
-
-def picture(cell):
-    media_type, _, data = cell["attrs"]["src"].partition(";base64,")
-    image = Image.open(io.BytesIO(base64.b64decode(data)))
-    assert media_type == f"data:image/{image.format.lower()}"
-    return np.asarray(image)
 
 
 def test_rows_stand_in_order_of_falling_score(page):
@@ -147,7 +58,9 @@ def test_decisions_are_marked_and_counted(page):
     texts = [page.find("td", inside=r)[1]["text"] for r in rows(page)]
     assert texts[2:4] == ["defective, false alarm", "good, missed"]
     cells = {t["text"] for t in page.find("tr")}
-    assert {"defective21", "good11"} <= cells
+    assert {"defective210.6667", "good110.5000"} <= cells
+    truths = [r["attrs"]["data-truth"] for r in rows(page)]
+    assert truths == ["defective", "defective", "good", "defective", "good"]
 
 
 def test_columns_sort_and_rows_filter(page):
@@ -192,9 +105,10 @@ def test_pictures_show_their_images(page):
 def test_tables_hold_the_values(page):
     texts = [t["text"] for t in page.find("tr")]
     assert "image_auroc_sum0.91230.8800–0.9400" in texts
-    assert "pixel_aupro–" in texts
+    assert not any(text.startswith("pixel_aupro") for text in texts)  # undefined
     assert "crack20.5000 (0.2500–0.7500)" in texts
-    assert "contraction0.7100" in texts and "idempotency1.25e-05" in texts
+    assert f"idempotency1.25e-05{READINGS['idempotency']}" in texts
+    assert "of_another_method0.7100" in texts and not any(t.startswith("undefined") for t in texts)
     terms = [e["text"] for e in page.find("dt") + page.find("dd")]
     assert terms == ["config", "versions.jax", "seeds", "abc123", "0.0.1", "[0, 1]"]
 
@@ -211,9 +125,11 @@ def test_undefined_intervals_are_left_out(tmp_path):
 
 def test_filters_are_hidden_without_scripts(page):
     """The style sheet must repeat the attribute, since its `display` would override it."""
-    (form,) = page.find("form")
-    assert "hidden" in form["attrs"]
-    assert ".filters[hidden] { display: none; }" in page.find("style")[0]["text"]
+    forms = page.find("form")
+    assert len(forms) == 2 and all("hidden" in form["attrs"] for form in forms)
+    style = page.find("style")[0]["text"]
+    for name in (".filters", "#threshold"):
+        assert f"{name}[hidden] {{ display: none; }}" in style
 
 
 def test_charts_are_drawn_with_the_operating_point(page):
@@ -317,6 +233,62 @@ def test_degenerate_content_is_still_a_page(tmp_path):
     assert names[0] == "1" and names[-1] == "0"
     values = [page.find("td", inside=r)[2]["attrs"]["data-value"] for r in rows(page)]
     assert (values[0], values[-1]) == ("Infinity", "-Infinity")
+
+
+def test_the_floor_stands_beside_the_values(tmp_path):
+    path = tmp_path / "report.html"
+    metrics = {"a": (0.5, 0.25, 0.75), "b": 0.125, "undefined": None}
+    floor = {"a": 0.0625, "undefined": 0.9, "b": float("nan")}
+    html.write_report(path, content([], metrics=metrics, floor=floor, floor_name="simple"))
+    texts = [r["text"] for r in Page(path.read_text()).find("tr")]
+    assert "value95 % of drawssimple" in texts
+    assert "a0.50000.2500–0.75000.0625" in texts and "b0.1250" in texts
+    assert not any(text.startswith("undefined") for text in texts)
+
+
+def test_every_diagnostic_has_a_reading():
+    """Traced, not computed: only the names count."""
+
+    def names():
+        x = jnp.zeros((2, 4, 4, 3))
+        batch = CorruptedBatch(x, x, jnp.zeros((2, 4, 4, 1)))
+        found = diagnostics.errors(jnp.tanh, batch)
+        return found | diagnostics.geometry(jnp.tanh, x, batch, jax.random.key(0))
+
+    measured = jax.eval_shape(names)
+    assert measured.keys() == READINGS.keys()
+    assert all(text.endswith(".") and "\n" not in text for text in READINGS.values())
+
+
+def test_regions_are_counted_and_outlined(tmp_path):
+    values = np.zeros((20, 30), np.float32)
+    values[2:5, 3:7] = 0.9
+    values[5, 7] = 0.9  # connected by a corner
+    values[15, 20] = 0.4
+    values[10, 10] = 0.3  # at the threshold is not above it
+    images = [
+        entry("one", "good", 2.0, map=values),
+        entry("none", "good", 1.0, map=np.zeros((20, 30), np.float32)),
+    ]
+    path = tmp_path / "report.html"
+    html.write_report(path, content(images, pixel_threshold=0.3))
+    page = Page(path.read_text())
+    first, second = rows(page)
+    assert [page.find("td", inside=r)[4]["text"] for r in (first, second)] == ["2", "0"]
+    assert not page.find("img", inside=second, **{"class": "outline"})
+    (outline,) = page.find("img", inside=first, **{"class": "outline"})
+    assert outline["attrs"]["alt"] == "outlines of 2 regions"
+    drawn = picture(outline)
+    assert drawn.shape == (20, 30, 4)
+    line = drawn[..., 3] > 0
+    np.testing.assert_array_equal(drawn[line], [(*pictures.OUTLINE, 255)] * line.sum())
+    # A ring just outside of each region.
+    assert not line[values > 0.3].any()
+    ring = np.zeros((20, 30), bool)
+    ring[14:17, 19:22] = True
+    ring[15, 20] = False
+    np.testing.assert_array_equal(line[12:, 15:], ring[12:, 15:])
+    assert line[1, 2:8].all() and line[2:5, 2].all() and line[6, 6:9].all()
 
 
 def test_failed_report_leaves_the_old_one(tmp_path):

@@ -58,6 +58,22 @@ def test_the_sentence(n, source, odds):
     assert counts == ([] if n < 21 else [str(statements.exceedance(n, 0.05).held_out)])
 
 
+@pytest.mark.parametrize(
+    ("n", "text"),
+    [
+        (1, "1 in 2 (50 %), 5 % asked for; the threshold is the score of 1 held-out normal image"),
+        (
+            19,
+            "1 in 20 (5 %), 5 % asked for; "
+            "the threshold is the largest score of 19 held-out normal images",
+        ),
+        (21, "2 in 22 (9.09 %), 5 % asked for; from 21 held-out normal images"),
+    ],
+)
+def test_the_words_of_the_table(n, text):
+    assert statements.expected(n, 0.05) == f"at most {text}"
+
+
 def test_the_sentence_about_intervals():
     plain = "Intervals hold the middle 95 % of 50 draws of the test images with replacement."
     assert statements.intervals(50, 20, 1000) == plain

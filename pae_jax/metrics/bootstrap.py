@@ -52,6 +52,21 @@ class PixelIntervals(NamedTuple):
     aupro: Interval
 
 
+class Draws(NamedTuple):
+    """Metrics of all images and of each draw; nan where undefined.
+
+    Two methods can be compared draw by draw: with the same images and seed, each draw takes the
+    same images, whatever their scores are.
+
+    Attributes:
+      points: the exact AUROC, average precision and AUPRO of all images.
+      values: the same of each draw.
+    """
+
+    points: Float[np.ndarray, "3"]
+    values: Float[np.ndarray, "resamples 3"]
+
+
 class Counts(NamedTuple):
     """The counts of each image between neighbouring edges, in ascending order of the scores."""
 
@@ -93,6 +108,57 @@ def bootstrap_images(
     return ImageIntervals(intervals.auroc, intervals.average_precision)
 
 
+def draw_images(
+    scores: Shaped[np.ndarray, " n"],
+    labels: Shaped[np.ndarray, " n"],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Draws:
+    """Returns the metrics of image scores on each draw.
+
+    Args:
+      scores: as in `bootstrap_images`.
+      labels: as in `bootstrap_images`.
+      resamples: as in `bootstrap_images`.
+      seed: as in `bootstrap_images`.
+
+    Returns:
+      The draws; AUPRO is that of images of one pixel.
+
+    Raises:
+      BadInput: as `bootstrap_images`.
+    """
+    maps, masks = (np.reshape(v, (-1, 1, 1)) for v in (scores, labels))
+    return draw_pixels(zip(maps, masks, strict=True), resamples=resamples, seed=seed)
+
+
+def draw_rates(
+    called: Bool[np.ndarray, " n"],
+    labels: Shaped[np.ndarray, " n"],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Float[np.ndarray, "resamples 2"]:
+    """Returns the rates at which images are called defective, on each draw of `draw_images`.
+
+    Args:
+      called: true for images that are called defective.
+      labels: as in `bootstrap_images`.
+      resamples: as in `bootstrap_images`.
+      seed: as in `bootstrap_images`.
+
+    Returns:
+      The true and the false positive rate; nan without images of the class.
+    """
+    anomalous = np.asarray(labels) != 0
+    times = _multiplicity(anomalous, resamples, np.random.default_rng(seed))
+    counts = np.stack([times @ (called & anomalous), times @ (called & ~anomalous)], axis=-1)
+    # Every draw has as many images of each class as the data.
+    totals = np.array([anomalous.sum(), (~anomalous).sum()], np.float64)
+    return counts / np.where(totals > 0, totals, np.nan)
+
+
 def bootstrap_pixels(
     pairs: Iterable[tuple[np.ndarray, np.ndarray]],
     *,
@@ -120,12 +186,36 @@ def bootstrap_pixels(
     """
     if resamples < 1 or not 0 < level < 1:
         raise BadInput(f"resamples at least 1 and level in (0, 1), not {resamples} and {level}")
+    draws = draw_pixels(pairs, limit=limit, resamples=resamples, seed=seed)
+    return PixelIntervals(*(interval(draws.points[i], draws.values[:, i], level) for i in range(3)))
+
+
+def draw_pixels(
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]],
+    *,
+    limit: float = 0.3,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Draws:
+    """Returns the metrics of anomaly maps on each draw.
+
+    Args:
+      pairs: as in `bootstrap_pixels`.
+      limit: as in `bootstrap_pixels`.
+      resamples: as in `bootstrap_images`.
+      seed: as in `bootstrap_images`.
+
+    Raises:
+      BadInput: as `bootstrap_pixels`.
+    """
+    if resamples < 1:
+        raise BadInput(f"resamples: at least 1, not {resamples}")
     parts = [exact.split_by_mask(i, *pair) for i, pair in enumerate(pairs)]
     pixels = exact.concatenate(parts)
     ranks = exact.rank_scores(pixels)
-    points = ranks.auroc(), ranks.average_precision(), ranks.aupro(limit)
+    points = np.array([ranks.auroc(), ranks.average_precision(), ranks.aupro(limit)])
     if np.isnan(points[0]):  # A class is missing.
-        return PixelIntervals(*(Interval(point, np.nan, np.nan) for point in points))
+        return Draws(points, np.full((resamples, 3), np.nan))
     edges, has_one_score = _edges(pixels.normal, ranks.scores[::-1])
     counts = _count(parts, edges)
     multiplicity = _multiplicity(counts.regions > 0, resamples, np.random.default_rng(seed))
@@ -135,11 +225,25 @@ def bootstrap_pixels(
             for i in range(0, resamples, _DRAWS_PER_CHUNK)
         ]
     )
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    ends = np.array([_quantiles(column, tails) for column in values.T])
-    return PixelIntervals(
-        *(Interval(point, *map(float, pair)) for point, pair in zip(points, ends, strict=True))
-    )
+    return Draws(points, values)
+
+
+def interval(
+    point: float, values: Float[np.ndarray, " resamples"], level: float = 0.95
+) -> Interval:
+    """Returns the middle of the values of the draws; draws without a value are left out.
+
+    Args:
+      point: the value on all images.
+      values: the values of the draws, or the differences between two methods, draw by draw.
+      level: the fraction of the draws inside.
+    """
+    # A draw of images without any normal pixel leaves metrics undefined.
+    defined = values[~np.isnan(values)]
+    if not defined.size:
+        return Interval(float(point), np.nan, np.nan)
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(point), float(low), float(high))
 
 
 def _edges(
@@ -228,10 +332,3 @@ def _evaluate(
     precision = np.divide(middle_true, detected, out=np.zeros_like(true), where=detected > 0)
     average_precision = np.sum(anomalous * precision, axis=1) / true[:, -1]
     return np.stack([auroc, average_precision, aupro], axis=1)
-
-
-def _quantiles(values: np.ndarray, tails: list[float]) -> np.ndarray:
-    """Returns the quantiles of the values that are not nan; nan where there is none."""
-    # A draw of images without any normal pixel leaves metrics undefined.
-    defined = values[~np.isnan(values)]
-    return np.quantile(defined, tails) if defined.size else np.full(2, np.nan)

@@ -58,6 +58,25 @@ def split_metrics(
     return {**values, "intervals": intervals, "per_type": per_type}
 
 
+def all_metrics(
+    test: TestSplit,
+    scores: Mapping[str, np.ndarray],
+    pairs: Pairs | None,
+    settings: EvalConfig,
+) -> dict[str, float]:
+    """Returns the metrics of all images alone.
+
+    Args:
+      test: as in `split_metrics`.
+      scores: as in `split_metrics`.
+      pairs: as in `split_metrics`.
+      settings: as in `split_metrics`.
+    """
+    image_values, _ = _image_metrics(dict(scores), test.labels, settings, 0)
+    pixel_values, _ = _pixel_metrics(pairs, range(len(test.names)), settings, 0)
+    return image_values | pixel_values
+
+
 def defect_types(test: TestSplit) -> list[str]:
     """Returns the types of defects, in the order of the images."""
     return [name for name in dict.fromkeys(test.types) if name != GOOD]

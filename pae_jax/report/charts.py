@@ -42,10 +42,17 @@ class _Axes:
             Markup('<polyline class="{}" points="{}"/>').format(css_class, positions)
         )
 
-    def add_point(self, x: float, y: float, text: str) -> None:
-        """Adds a dot with a text that the browser shows beside the pointer."""
-        dot = Markup('<circle class="mark" cx="{:g}" cy="{:g}" r="4"><title>{}</title></circle>')
-        self._marks.append(dot.format(*self.to_svg_units(x, y), text))
+    def add_point(self, point: tuple[float, float] | None, text: str) -> None:
+        """Adds a dot with a text that the browser shows beside the pointer; None hides it.
+
+        The script moves the dot with the threshold.
+        """
+        shown = "hidden" if point is None else "visible"
+        dot = Markup(
+            '<circle class="mark" visibility="{}" cx="{:g}" cy="{:g}" r="4">'
+            "<title>{}</title></circle>"
+        )
+        self._marks.append(dot.format(shown, *self.to_svg_units(*(point or (0.0, 0.0))), text))
 
     def add_bar(self, left: float, right: float, top: float, css_class: str, text: str) -> None:
         """Adds a bar from the x axis to `top` with a text like that of a dot."""
@@ -56,10 +63,18 @@ class _Axes:
         )
         self._marks.append(bar.format(css_class, u, v, u2 - u, v2 - v, text))
 
-    def svg(self, description: str) -> Markup:
-        """Returns the whole chart; a screen reader reads `description`."""
+    def svg(self, name: str, description: str) -> Markup:
+        """Returns the whole chart.
+
+        Args:
+          name: by which the script finds it.
+          description: what a screen reader reads.
+        """
+        # The frame in SVG units and in units of the data, from which the script computes positions.
+        frame = [LEFT, RIGHT, BOTTOM, TOP, self._x[0], self._x[-1], self._y[0], self._y[-1]]
         chart = Markup(
-            '<svg viewBox="0 0 {width} {height}" role="img" aria-label="{description}">'
+            '<svg viewBox="0 0 {width} {height}" role="img" aria-label="{description}" '
+            'data-chart="{name}" data-frame="{frame}">'
             '<text class="title" x="{center:g}" y="14">{title}</text>{ticks}{marks}'
             '<text x="{x_center:g}" y="{x_bottom}" text-anchor="middle">{x_label}</text>'
             '<text transform="translate(11 {y_center:g}) rotate(-90)" '
@@ -69,6 +84,8 @@ class _Axes:
             width=WIDTH,
             height=HEIGHT,
             description=description,
+            name=name,
+            frame=" ".join(repr(float(value)) for value in frame),
             center=WIDTH / 2,
             title=self._title,
             ticks=self._ticks(),
@@ -105,7 +122,7 @@ def roc(
     axes = _Axes("ROC", labels, _UNIT, _UNIT)
     axes.add_line(np.array([0.0, 1.0]), np.array([0.0, 1.0]), "guide")
     axes.add_line(false_positive_rate, true_positive_rate, "curve")
-    return _with_operating_point(axes, labels, operating_point, "ROC curve")
+    return _with_operating_point(axes, labels, operating_point, "roc", "ROC curve")
 
 
 def precision_recall(
@@ -117,20 +134,24 @@ def precision_recall(
     labels = ("recall", "precision")
     axes = _Axes("Precision–recall", labels, _UNIT, _UNIT)
     axes.add_line(np.repeat(recall, 2)[:-1], np.repeat(precision, 2)[1:], "curve")
-    return _with_operating_point(axes, labels, operating_point, "Precision–recall curve")
+    return _with_operating_point(
+        axes, labels, operating_point, "precision_recall", "Precision–recall curve"
+    )
 
 
 def _with_operating_point(
     axes: _Axes,
     labels: tuple[str, str],
     point: tuple[float, float] | None,
+    name: str,
     description: str,
 ) -> Markup:
+    text = "at the threshold"
     if point is not None:
-        text = f"at the threshold: {labels[0]} {point[0]:.4f}, {labels[1]} {point[1]:.4f}"
-        axes.add_point(*point, text)
+        text = f"{text}: {labels[0]} {point[0]:.4f}, {labels[1]} {point[1]:.4f}"
         description = f"{description}; {text}"
-    return axes.svg(description)
+    axes.add_point(point, text)
+    return axes.svg(name, description)
 
 
 def histogram(
@@ -169,7 +190,8 @@ def histogram(
     if np.isfinite(threshold):
         axes.add_line(np.full(2, threshold), np.array([0.0, tallest]), "threshold")
     return axes.svg(
-        f"Histogram of the scores of good and defective images; threshold {threshold:.6g}"
+        "histogram",
+        f"Histogram of the scores of good and defective images; threshold {threshold:.6g}",
     )
 
 

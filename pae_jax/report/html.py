@@ -1,40 +1,25 @@
 """`report.html`: a self-contained page on one evaluation. Host code.
 
-The page needs no network and no other file: pictures are data URIs, charts inline SVG, and its
-content security policy forbids the browser to fetch anything. Without scripts it shows
-everything, in order of falling score; the script adds sorting and filtering.
-
-This module computes what `report.html.jinja` lays out. `style.css` and `script.js` are written
-into the page.
+Without scripts the page shows everything, in order of falling score and with the decisions of the
+run's threshold; the script adds sorting, filtering and another threshold. This module computes
+what `report.html.jinja` lays out.
 """
 
-import base64
-import importlib.resources
 import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from markupsafe import Markup
 
-from pae_jax.report import charts, pictures
+from pae_jax.report import charts, frame, pictures
+from pae_jax.report.frame import Picture, Score, Table, text
+from pae_jax.report.readings import READINGS
 from pae_jax.report.table import is_defined
-from pae_jax.workdir.files import AnyPath, write_atomically
-
-THUMBNAIL_SIDE = 160  # pixels of a thumbnail's longer side
-JPEG_QUALITY = 75
-# A quantile and not the maximum, because one extreme pixel would darken all other maps.
-SCALE_QUANTILE = 0.999  # the fraction of the maps' pixels below the end of the heat scale
-
-# Style and script are allowed "inline", because they are part of the page.
-POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "base-uri 'none'; form-action 'none'"
-)
+from pae_jax.workdir.files import AnyPath
 
 Measure = float | tuple[float, float, float] | None
 
@@ -70,7 +55,8 @@ class Report(NamedTuple):
 
     Attributes:
       title: its heading.
-      metrics: value, or (value, low, high) with an interval; None and nan where undefined.
+      metrics: value, or (value, low, high) with an interval; None and nan where undefined, which
+        leave their row out.
       per_type: one mapping of column to value per defect type.
       diagnostics: properties of the projection, like `metrics`.
       provenance: configuration's hash, commit, versions, …; may be nested.
@@ -81,6 +67,10 @@ class Report(NamedTuple):
       images: consumed once, one at a time.
       threshold_source: one sentence on where the threshold comes from.
       notes: sentences under the heading.
+      floor: values of a simpler method, by the names of `metrics`; empty for none.
+      floor_name: the heading of their column.
+      pixel_threshold: a pixel is called anomalous if its value of the map is above this one; None
+        if the maps are not made of pixels.
       protocols: one mapping of column to value per protocol under which the same maps have other
         values.
     """
@@ -96,14 +86,10 @@ class Report(NamedTuple):
     images: Iterable[ImageEntry]
     threshold_source: str = ""
     notes: Sequence[str] = ()
+    floor: Mapping[str, Measure] = {}
+    floor_name: str = ""
+    pixel_threshold: float | None = None
     protocols: Sequence[Mapping[str, Any]] = ()
-
-
-class _Table(NamedTuple):
-    """A table of texts; the first cell of a row names it."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 class _Confusion(NamedTuple):
@@ -115,33 +101,42 @@ class _Confusion(NamedTuple):
     true_negatives: int
 
 
-class _Score(NamedTuple):
-    """A cell of the gallery: what the script sorts by, and what is shown."""
-
-    sort_value: str
-    text: str
-
-
 class _Row(NamedTuple):
     """A row of the gallery.
 
     Attributes:
       name: the image's name.
       type: "good" or the defect type.
+      truth: "good" or "defective".
       outcome: "right" or "wrong"; says whether the decision agrees with the truth.
       decision: "defective" or "good".
       verdict: "right", "missed" or "false alarm".
-      scores: the score that decides, then the others.
-      pictures: (name, data URI); the URI is None if there is no such picture.
+      scores: the score that decides, the others, then the number of regions if there is one.
+      pictures: those of the image.
     """
 
     name: str
     type: str
+    truth: str
     outcome: str
     decision: str
     verdict: str
-    scores: Sequence[_Score]
-    pictures: Sequence[tuple[str, str | None]]
+    scores: Sequence[Score]
+    pictures: Sequence[Picture]
+
+
+class _Thumbnails(NamedTuple):
+    """An entry whose arrays are thumbnails, and its regions above the pixel threshold.
+
+    Attributes:
+      entry: the entry.
+      regions: their number; None without a pixel threshold.
+      outline: their outlines, as a transparent picture; None if there are none.
+    """
+
+    entry: ImageEntry
+    regions: int | None
+    outline: UInt8[np.ndarray, "h w 4"] | None
 
 
 def write_report(path: AnyPath, report: Report) -> None:
@@ -149,82 +144,66 @@ def write_report(path: AnyPath, report: Report) -> None:
 
     The memory needed is that of the thumbnails, at most 0.3 MB per image, and that of the page.
     """
-    images = [_shrink(entry) for entry in report.images]
-    images.sort(key=lambda entry: _sortable(entry.score), reverse=True)
-    # With `StrictUndefined` a misspelt variable raises an error instead of leaving a gap.
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(_read("report.html.jinja"))
-    text = template.render(_context(report, images))
-    # The name of a file, and so the page, need not be valid text.
-    write_atomically(path, text.encode("utf-8", "backslashreplace"))
-
-
-def _read(name: str) -> str:
-    return importlib.resources.files("pae_jax.report").joinpath(name).read_text("utf-8")
-
-
-def _sortable(score: float) -> float:
-    # Comparisons with NaN are false, so one NaN would leave the list unsorted.
-    return -math.inf if math.isnan(score) else score
+    images = [_shrink(entry, report.pixel_threshold) for entry in report.images]
+    images.sort(key=lambda image: frame.sortable(image.entry.score), reverse=True)
+    frame.write(path, "report.html.jinja", _context(report, images))
 
 
 def _is_wrong(entry: ImageEntry, threshold: float) -> bool:
     return (entry.score > threshold) != entry.label
 
 
-def _shrink(entry: ImageEntry) -> ImageEntry:
+def _shrink(entry: ImageEntry, pixel_threshold: float | None) -> _Thumbnails:
     """Returns the entry with thumbnails, so that hundreds of entries fit in memory."""
     mask, reconstruction = entry.mask, entry.reconstruction
     if mask is not None:
-        # One anomalous pixel marks its thumbnail's pixel, so that small defects stay visible.
-        mask = pictures.shrink_map(mask.astype(np.float32), THUMBNAIL_SIDE) > 0
+        mask = frame.thumbnail_mask(mask)
     if reconstruction is not None:
-        reconstruction = pictures.shrink(reconstruction, THUMBNAIL_SIDE)
-    return entry._replace(
+        reconstruction = pictures.shrink(reconstruction, frame.THUMBNAIL_SIDE)
+    regions = outline = None
+    if pixel_threshold is not None:
+        anomalous = entry.map > pixel_threshold
+        regions = pictures.count_regions(anomalous)
+        outline = pictures.outline(frame.thumbnail_mask(anomalous)) if regions else None
+    small = entry._replace(
         label=bool(entry.label),
         score=float(entry.score),
-        image=pictures.shrink(entry.image, THUMBNAIL_SIDE),
+        image=pictures.shrink(entry.image, frame.THUMBNAIL_SIDE),
         reconstruction=reconstruction,
-        map=pictures.shrink_map(entry.map, THUMBNAIL_SIDE),
+        map=pictures.shrink_map(entry.map, frame.THUMBNAIL_SIDE),
         mask=mask,
     )
+    return _Thumbnails(small, regions, outline)
 
 
-def _context(report: Report, images: Sequence[ImageEntry]) -> dict[str, Any]:
+def _context(report: Report, images: Sequence[_Thumbnails]) -> dict[str, Any]:
     """Returns the template's variables; `images` stand on the page in this order."""
     threshold = float(report.threshold)
-    confusion = _confusion(images, threshold)
-    heat_limit = _heat_limit(images)
-    other_scores = _other_scores(report, images)
+    entries = [image.entry for image in images]
+    confusion = _confusion(entries, threshold)
+    heat_limit = frame.heat_limit(entry.map for entry in entries)
+    other_scores = _other_scores(report, entries)
     decision_rule = (
         f"{len(images)} images. Called defective where the score ({report.image_score}) is above "
         f"{threshold:.6g}. {report.threshold_source}"
     )
     return {
-        "policy": POLICY,
-        # These two files belong to the package, so they need no escaping.
-        "style": Markup(_read("style.css")),
-        "script": Markup(_read("script.js")),
         "title": report.title,
         "notes": [decision_rule.strip(), *report.notes],
-        "metrics": _measures(report.metrics),
+        "metrics": _measures(report.metrics, report.floor, report.floor_name),
+        "threshold": frame.score_cell(threshold),
         "decisions": _decisions(confusion),
-        "charts": list(_charts(report, images, confusion)),
+        "charts": list(_charts(report, entries, confusion)),
         "per_type": _records(report.per_type),
         "protocols": _records(report.protocols),
-        "diagnostics": _measures(report.diagnostics),
-        "types": sorted(Counter(entry.type for entry in images).items()),
-        "scale": {
-            "picture": _png(pictures.heat_map(np.linspace(0, 1, 128)[None], 1.0)),
-            "end": f"{heat_limit:.3g}",
-            "below": f"{SCALE_QUANTILE:.1%}",
-        },
+        "diagnostics": _diagnostics(report.diagnostics),
+        "types": sorted(Counter(entry.type for entry in entries).items()),
+        "scale": frame.heat_scale(heat_limit),
         "image_score": report.image_score,
         "other_scores": other_scores,
+        "pixel_threshold": None if report.pixel_threshold is None else text(report.pixel_threshold),
         # A generator, so that the encoded pictures are held once, in the page.
-        "images": (_row(entry, threshold, other_scores, heat_limit) for entry in images),
+        "images": (_row(image, threshold, other_scores, heat_limit) for image in images),
         "provenance": list(_flatten(report.provenance)),
     }
 
@@ -237,14 +216,6 @@ def _confusion(images: Sequence[ImageEntry], threshold: float) -> _Confusion:
         false_positives=counts[False, True],
         true_negatives=counts[False, False],
     )
-
-
-def _heat_limit(images: Sequence[ImageEntry]) -> float:
-    """Returns the end of the heat scale, which all images share."""
-    if not images:
-        return 0.0
-    values = np.concatenate([entry.map.ravel() for entry in images])
-    return float(np.quantile(values, SCALE_QUANTILE))
 
 
 def _other_scores(report: Report, images: Sequence[ImageEntry]) -> list[str]:
@@ -268,43 +239,48 @@ def _charts(
         yield charts.precision_recall(*report.curves["precision_recall"], point)
 
 
-def _decisions(confusion: _Confusion) -> _Table:
-    detected, missed, alarms, passed = map(str, confusion)
-    return _Table(
-        ["truth", "called defective", "called good"],
-        [["defective", detected, missed], ["good", alarms, passed]],
-    )
+def _decisions(confusion: _Confusion) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Returns the rows of the table of decisions: (truth, cells as (name, text))."""
+    detected, missed, alarms, passed = confusion
+    return [
+        (truth, [("defective", str(above)), ("good", str(below)), ("rate", _rate(above, below))])
+        for truth, above, below in (("defective", detected, missed), ("good", alarms, passed))
+    ]
 
 
-def _measures(measures: Mapping[str, Measure]) -> _Table:
-    """Returns values with their intervals; without the intervals' column if there are none."""
+def _rate(above: int, below: int) -> str:
+    return text(above / (above + below) if above + below else None)
+
+
+def _measures(
+    measures: Mapping[str, Measure], floor: Mapping[str, Measure], floor_name: str
+) -> Table:
+    """Returns the defined values; without the columns of intervals and floor if they are empty."""
     rows = []
     for name, measure in measures.items():
         value, *ends = measure if isinstance(measure, tuple) else (measure,)
-        interval = "–".join(_text(end) for end in ends if is_defined(end))
-        rows.append([name, _text(value), interval])
-    columns = ["", "value", "95 % of draws"]
-    if any(interval for _, _, interval in rows):
-        return _Table(columns, rows)
-    return _Table(columns[:2], [row[:2] for row in rows])
+        if is_defined(value):
+            interval = "–".join(text(end) for end in ends if is_defined(end))
+            beside = text(floor[name]) if is_defined(floor.get(name)) else ""
+            rows.append([name, text(value), interval, beside])
+    columns = ["", "value", "95 % of draws", floor_name]
+    filled = [i for i in range(4) if i < 2 or any(row[i] for row in rows)]
+    return Table([columns[i] for i in filled], [[row[i] for i in filled] for row in rows])
 
 
-def _records(records: Sequence[Mapping[str, Any]]) -> _Table:
+def _diagnostics(diagnostics: Mapping[str, Measure]) -> Table:
+    """Returns the defined diagnostics and how each is to be read."""
+    rows = [
+        [name, text(value), READINGS.get(name, "")]
+        for name, value in diagnostics.items()
+        if is_defined(value)
+    ]
+    return Table(["", "value", "how to read it"], rows, texts=[2])
+
+
+def _records(records: Sequence[Mapping[str, Any]]) -> Table:
     columns = list(dict.fromkeys(column for record in records for column in record))
-    return _Table(
-        columns, [[_text(record.get(column)) for column in columns] for record in records]
-    )
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, tuple | list):  # (value, low, high)
-        point, *ends = map(_text, value)
-        return f"{point} ({'–'.join(ends)})"
-    if not is_defined(value):
-        return "–"
-    if isinstance(value, float | np.floating):
-        return f"{value:.4f}" if 1e-3 <= abs(value) < 1e3 else f"{value:.4g}"
-    return str(value)
+    return Table(columns, [[text(record.get(column)) for column in columns] for record in records])
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -313,48 +289,39 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
         else:
-            text = value if isinstance(value, str) else json.dumps(value, default=str)
-            yield f"{prefix}{key}", text
+            yield (
+                f"{prefix}{key}",
+                value if isinstance(value, str) else json.dumps(value, default=str),
+            )
 
 
 def _row(
-    entry: ImageEntry, threshold: float, other_scores: Sequence[str], heat_limit: float
+    image: _Thumbnails, threshold: float, other_scores: Sequence[str], heat_limit: float
 ) -> _Row:
+    entry, regions, outline = image
     wrong = _is_wrong(entry, threshold)
     mistake = "missed" if entry.label else "false alarm"
     scores = [entry.score, *(float(entry.scores.get(name, math.nan)) for name in other_scores)]
+    counts = [] if regions is None else [Score(str(regions), str(regions))]
     heat = pictures.overlay(entry.image, pictures.heat_map(entry.map, heat_limit))
+    reconstruction = None if entry.reconstruction is None else frame.jpeg(entry.reconstruction)
     return _Row(
         name=entry.name,
         type=entry.type,
+        truth="defective" if entry.label else "good",
         outcome="wrong" if wrong else "right",
         decision="defective" if entry.score > threshold else "good",
         verdict=mistake if wrong else "right",
-        scores=[_score(value) for value in scores],
+        scores=[*map(frame.score_cell, scores), *counts],
         pictures=[
-            ("input", _jpeg(entry.image)),
-            ("reconstruction", _jpeg(entry.reconstruction)),
-            ("heat map", _jpeg(heat)),
-            # PNG, because JPEG would blur the edges of a mask.
-            ("true mask", _png(entry.mask)),
+            Picture("input", frame.jpeg(entry.image)),
+            Picture("reconstruction", reconstruction),
+            Picture(
+                "heat map",
+                frame.jpeg(heat),
+                None if outline is None else frame.png(outline),
+                f"outlines of {regions} region{'s' if regions != 1 else ''}",
+            ),
+            Picture("true mask", None if entry.mask is None else frame.png(entry.mask)),
         ],
     )
-
-
-def _score(value: float) -> _Score:
-    # The script reads the value with JavaScript's `Number`, which knows Infinity and not inf.
-    return _Score(repr(_sortable(value)).replace("inf", "Infinity"), f"{value:.6g}")
-
-
-def _jpeg(picture: np.ndarray | None) -> str | None:
-    if picture is None:
-        return None
-    return _uri("jpeg", pictures.encode(picture, "jpeg", quality=JPEG_QUALITY, optimize=True))
-
-
-def _png(picture: np.ndarray | None) -> str | None:
-    return None if picture is None else _uri("png", pictures.encode(picture))
-
-
-def _uri(image_format: str, content: bytes) -> str:
-    return f"data:image/{image_format};base64,{base64.b64encode(content).decode()}"

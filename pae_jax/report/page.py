@@ -26,6 +26,8 @@ class Content(NamedTuple):
       true_positive_rate: of the same points.
       precision: of the same points.
       notes: sentences under the heading, before those of the record.
+      pixel_threshold: a pixel is called anomalous if its value of the map is above this one; None
+        if there is no such threshold.
     """
 
     title: str
@@ -39,6 +41,7 @@ class Content(NamedTuple):
     true_positive_rate: np.ndarray
     precision: np.ndarray
     notes: Sequence[str]
+    pixel_threshold: float | None = None
 
 
 def make_report(
@@ -89,6 +92,9 @@ def make_report(
         images=map(entry, range(len(test.names))),
         threshold_source=content.threshold_source,
         notes=[*content.notes, *_notes(record, resamples)],
+        floor={name: record["floor"][name] for name in metric_names(record.get("floor", {}))},
+        floor_name="floor (PCA)",
+        pixel_threshold=content.pixel_threshold,
         protocols=record.get("protocols", ()),
     )
 
@@ -105,8 +111,10 @@ def _defined_columns(per_type: Mapping[str, Mapping[str, Any]]) -> list[dict[str
 
 
 def _notes(record: Mapping[str, Any], resamples: int) -> list[str]:
-    """Returns sentences on the intervals and on the metrics that are left out."""
+    """Returns sentences on the floor, the intervals and the metrics that are left out."""
     notes = []
+    if record.get("floor"):
+        notes.append(statements.floor(record["floor"]))
     if count := record["evaluated_at"]["images_without_pixel_labels"]:
         notes.append(f"Pixel metrics leave out {count} defective images, whose masks are empty.")
     if record["intervals"]:

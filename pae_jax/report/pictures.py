@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Shaped, UInt8
+from jaxtyping import Bool, Float, Float32, Shaped, UInt8
 
 from pae_jax.workdir.files import AnyPath, write_atomically
 
 Picture = UInt8[np.ndarray, "h w 3"]
 
 GAP = 4  # pixels between the cells of a grid
+OUTLINE = (64, 224, 255)  # light blue, which is no colour of a heat map
 
 
 def to_uint8(image: Float[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
@@ -42,6 +43,31 @@ def overlay(image: Picture, heat: Picture, opacity: float = 0.6) -> Picture:
     """Blends a heat map with its image, made grey so that every colour comes from the heat map."""
     grey = image.astype(np.float32).mean(axis=-1, keepdims=True)
     return np.rint(grey + opacity * (heat - grey)).astype(np.uint8)
+
+
+def count_regions(mask: Bool[np.ndarray, "h w"]) -> int:
+    """Returns the number of connected regions of a mask; diagonal neighbours are connected."""
+    import scipy.ndimage
+
+    labels = np.zeros(mask.shape, np.int32)
+    scipy.ndimage.label(mask, np.ones((3, 3)), output=labels)
+    return int(labels.max())
+
+
+def outline(mask: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 4"]:
+    """Returns a transparent picture with the outlines of a mask's regions, one pixel wide.
+
+    They run just outside of the regions, so that a region of one pixel can be seen, and along the
+    border of the picture where a region touches it.
+    """
+    import scipy.ndimage
+
+    square = np.ones((3, 3))
+    wider = scipy.ndimage.binary_dilation(mask, square)
+    line = wider != scipy.ndimage.binary_erosion(wider, square)
+    picture = np.zeros((*mask.shape, 4), np.uint8)
+    picture[line] = (*OUTLINE, 255)
+    return picture
 
 
 def grid(rows: Sequence[Sequence[UInt8[np.ndarray, "_ _ 3"]]]) -> Picture:
@@ -91,7 +117,8 @@ def encode(
     """Returns the content of an image file.
 
     Args:
-      picture: uint8 (h, w, 3) or (h, w), or a bool mask (h, w), which becomes 0 and 255.
+      picture: uint8 (h, w, 3), (h, w, 4) with opacity or (h, w), or a bool mask (h, w), which
+        becomes 0 and 255.
       image_format: "png" or "jpeg", or another name that Pillow knows.
       **options: those of Pillow's `Image.save`.
     """

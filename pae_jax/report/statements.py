@@ -1,6 +1,7 @@
 """Sentences about rates and intervals that hold for every number of images."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -62,6 +63,22 @@ def threshold(images: int, rate: float) -> str:
     )
 
 
+def expected(images: int, rate: float) -> str:
+    """Returns the same in a few words, for the printed table.
+
+    Args:
+      images: the number of held-out normal images.
+      rate: `eval.false_positive_rate`.
+    """
+    source = "1 held-out normal image" if images == 1 else f"{images} held-out normal images"
+    if exceedance(images, rate).held_out == 0:
+        source = f"the largest score of {source}" if images > 1 else f"the score of {source}"
+        source = f"the threshold is {source}"
+    else:
+        source = f"from {source}"
+    return f"at most {chance(images, rate)}, {_percent(rate)} asked for; {source}"
+
+
 def chance(images: int, rate: float) -> str:
     """Returns the probability that a further normal image exceeds the threshold, as text."""
     k, m = exceedance(images, rate).chances
@@ -85,6 +102,19 @@ def intervals(resamples: int, good: int, defective: int) -> str:
         elif count < FEW:
             text += f" With {count} {kind} images they tend to be too narrow."
     return text
+
+
+def floor(record: Mapping[str, Any]) -> str:
+    """Returns what the floor is that a run is held against.
+
+    Args:
+      record: the section floor of metrics.json.
+    """
+    return (
+        f"Floor: PCA with {record['components']} components of {record['training_images']} "
+        "training images, fitted in closed form; a run that does not exceed it was not worth its "
+        "training."
+    )
 
 
 def _percent(fraction: float) -> str:

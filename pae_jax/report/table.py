@@ -41,14 +41,23 @@ def format_table(record: Mapping[str, Any]) -> str:
 
 
 def _metrics(record: Mapping[str, Any]) -> list[str]:
-    lines = []
+    """Returns a line per metric: value, interval, and the value of the floor if there is one."""
+    lines, floor = [], record.get("floor", {})
     for name in metric_names(record):
         if not is_defined(record[name]):
             continue
         ends = record["intervals"].get(name, ())
         defined = bool(ends) and all(map(is_defined, ends))
         interval = f"   [{ends[0]:.3f}, {ends[1]:.3f}]" if defined else ""
-        lines.append(f"{name:24s}{record[name]:.4f}{interval}")
+        line = f"{name:24s}{record[name]:.4f}{interval:17s}"
+        if is_defined(floor.get(name)):
+            line += f"   floor {floor[name]:.4f}"
+        lines.append(line.rstrip())
+    if floor:
+        lines.append(
+            f"{'floor':24s}PCA with {floor['components']} components of "
+            f"{floor['training_images']} training images"
+        )
     return lines
 
 
@@ -59,10 +68,8 @@ def _decisions(record: Mapping[str, Any]) -> list[str]:
     score = threshold.get("image_score", own)
     lines = [f"{'threshold':24s}image score {score} > {threshold['score']:.6g}"]
     if "images" in threshold:
-        held_out = threshold["images"]
-        odds = statements.chance(held_out, threshold["false_positive_rate"])
-        source = f"from {held_out} held-out normal image{'s' if held_out > 1 else ''}"
-        lines.append(f"{'expected false alarms':24s}at most {odds}, {source}")
+        expected = statements.expected(threshold["images"], threshold["false_positive_rate"])
+        lines.append(f"{'expected false alarms':24s}{expected}")
     else:
         lines.append(f"{'chosen by':24s}{threshold['source']}")
     for name, rate, total, truth in (
@@ -97,7 +104,7 @@ def _per_type(record: Mapping[str, Any]) -> list[str]:
     for defect_type, row in rows.items():
         cells = [_value(row.get(name)) for name in columns]
         table.append([defect_type, str(row["images"]), *cells])
-    return _align(table)
+    return align(table)
 
 
 def _protocols(record: Mapping[str, Any]) -> list[str]:
@@ -108,14 +115,14 @@ def _protocols(record: Mapping[str, Any]) -> list[str]:
     cells = [
         [_value(cell) if i else str(cell) for i, cell in enumerate(row.values())] for row in rows
     ]
-    return _align([list(rows[0]), *cells])
+    return align([list(rows[0]), *cells])
 
 
 def _value(value: Any) -> str:
     return f"{value:.4f}" if is_defined(value) else "–"
 
 
-def _align(table: Sequence[Sequence[str]]) -> list[str]:
+def align(table: Sequence[Sequence[str]]) -> list[str]:
     """Returns the rows as lines: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [

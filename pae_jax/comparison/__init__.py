@@ -1,0 +1,1 @@
+"""`pae compare`: several runs on the same test images, with paired intervals."""
