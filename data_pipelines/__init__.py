@@ -4,7 +4,8 @@
 | -------------- | --------------------------------------------------------------------------- |
 | `spec`         | `DatasetSpec`: which images a data set consists of, and their size          |
 | `dataset`      | `open_training`, `open_test`: decoded, resized, cached                      |
-| `new_images`   | `open_images`: images without labels, for prediction                        |
+| `new_images`   | images without labels, for prediction: `list_images`, `open_image`          |
+| `arrays`       | images that are given as arrays, by the rules for files                     |
 | `holdout`      | the training images that are held out for validation, by whole groups       |
 | `textures`     | `open_textures`: the texture images that corruptions use                    |
 | `pipeline`     | `batches`: the batch of step s is a pure function of (seed, s)              |

@@ -13,7 +13,7 @@ import os
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -24,7 +24,7 @@ from data_pipelines import cache_folder
 from data_pipelines.cache_folder import default_cache
 from data_pipelines.errors import BadInput
 
-__all__ = ["cached", "content_key", "default_cache", "parallel"]
+__all__ = ["cached", "content_key", "default_cache", "in_order", "parallel", "threads"]
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -35,29 +35,46 @@ def content_key(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def parallel(function: Callable[[S], T], items: Collection[S], label: str) -> Iterator[T]:
-    """Yields function(item) in order, computed by threads a few items ahead.
+def parallel(
+    function: Callable[[S], T], items: Collection[S], label: str, *, ahead: int = 0
+) -> Iterator[T]:
+    """Yields function(item) in order, computed by threads a few items ahead; see `in_order`.
 
     Shows a progress bar named `label` when it takes longer than two seconds.
     """
     from tqdm import tqdm
 
-    threads = os.cpu_count() or 1
+    with tqdm(total=len(items), desc=label, delay=2, leave=False) as bar:
+        for result in in_order(function, items, ahead=ahead or 4 * threads()):
+            yield result
+            bar.update()
+
+
+def threads() -> int:
+    """Returns how many threads decode or encode at once."""
+    return os.cpu_count() or 1
+
+
+def in_order(
+    function: Callable[[S], T], items: Iterable[S], ahead: int
+) -> Generator[T, None, None]:
+    """Yields function(item) in order, computed by threads.
+
+    Args:
+      function: is called by several threads.
+      items: may be endless.
+      ahead: so many results are computed before they are asked for. It is bounded, because a
+        finished result stays in memory until it is taken.
+    """
     pending: deque = deque()
-    # The queue is bounded, because a finished result stays in memory until it is taken.
-    with (
-        ThreadPoolExecutor(threads) as pool,
-        tqdm(total=len(items), desc=label, delay=2, leave=False) as bar,
-    ):
+    with ThreadPoolExecutor(threads()) as pool:
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
-                if len(pending) > 4 * threads:
+                if len(pending) > ahead:
                     yield pending.popleft().result()
-                    bar.update()
             while pending:
                 yield pending.popleft().result()
-                bar.update()
         finally:
             for future in pending:
                 future.cancel()

@@ -64,10 +64,22 @@ def check_frames(files: Sequence[File]) -> None:
     """Warns of files with several frames."""
     several = [file for file in files if file.frames > 1]
     if several:
-        warn(
-            f"{several[0].origin}: {several[0].frames} frames, of which only the first is read; "
-            f"{len(several)} of {len(files)} files have several"
-        )
+        warn_of_frames(several[0].origin, several[0].frames, len(several), len(files))
+
+
+def warn_of_frames(origin: str, frames: int, several: int, total: int) -> None:
+    """Warns of files with several frames.
+
+    Args:
+      origin: the first of them.
+      frames: its number of frames.
+      several: how many there are.
+      total: the number of all files.
+    """
+    warn(
+        f"{origin}: {frames} frames, of which only the first is read; {several} of {total} files "
+        "have several"
+    )
 
 
 def check_levels(pixels: np.ndarray, files: Sequence[File], part: str) -> None:
@@ -81,31 +93,59 @@ def check_levels(pixels: np.ndarray, files: Sequence[File], part: str) -> None:
     Raises:
       BadInput: 16-bit colour whose upper bytes are nearly empty.
     """
-    constant = [i for i, image in enumerate(pixels) if _is_constant(image)]
-    seen = np.zeros(256, bool)
-    for image in pixels:
-        seen[image] = True
-        if seen.sum() >= _LEVELS and seen[_UPPER_BYTE:].any():
-            break
-    levels = int(seen.sum())
+    levels = Levels()
+    for image, file in zip(pixels, files, strict=True):
+        levels.add(image, file.origin)
     upper = [file for file in files if file.kind == decode.UPPER_BYTE]
-    if upper and part == "training" and not seen[_UPPER_BYTE:].any():
+    if upper and part == "training" and not levels.bright:
         raise BadInput(
             f"{upper[0].origin}: colour of 16 bits, of which the upper 8 are read, and these are "
-            f"at most {seen.nonzero()[0].max()} in all images; convert them to 8 bits"
+            f"at most {levels.seen.nonzero()[0].max()} in all images; convert them to 8 bits"
         )
-    faults = []
-    if constant:
-        faults.append(
-            f"{len(constant)} of {len(files)} {part} images have a single value "
-            f"({pixels[constant[0]].flat[0]}; first: {files[constant[0]].origin})"
-        )
-    if levels < _LEVELS:
-        faults.append(
-            f"only {levels} of 256 levels occur in all {part} images (first: {files[0].origin})"
-        )
-    if faults:
-        warn(f"{' and '.join(faults)}; look at the images, and see data.value_range")
+    levels.warn(part)
+
+
+class Levels:
+    """The grey levels of a set of images, which are added one by one.
+
+    Attributes:
+      seen: bool (256,), the levels that occur; no more are looked for once there are enough.
+    """
+
+    def __init__(self):
+        self.seen = np.zeros(256, bool)
+        self._count = self._constant = 0
+        self._first = self._first_constant = ""
+
+    @property
+    def bright(self) -> bool:
+        """True if a level occurs that 14 bits stored in 16 do not reach."""
+        return bool(self.seen[_UPPER_BYTE:].any())
+
+    def add(self, image: np.ndarray, origin: str) -> None:
+        """Adds an image, uint8 (h, w, c), with its name."""
+        self._first = self._first or origin
+        self._count += 1
+        if _is_constant(image):
+            self._first_constant = self._first_constant or f"{image.flat[0]}; first: {origin}"
+            self._constant += 1
+        if self.seen.sum() < _LEVELS or not self.bright:
+            self.seen[image] = True
+
+    def warn(self, part: str) -> None:
+        """Warns of images of a single value, and of fewer than 32 levels in all; in one line."""
+        faults = []
+        if self._constant:
+            faults.append(
+                f"{self._constant} of {self._count} {part} images have a single value "
+                f"({self._first_constant})"
+            )
+        if self._count and (levels := int(self.seen.sum())) < _LEVELS:
+            faults.append(
+                f"only {levels} of 256 levels occur in all {part} images (first: {self._first})"
+            )
+        if faults:
+            warn(f"{' and '.join(faults)}; look at the images, and see data.value_range")
 
 
 def check_equal_files(source: ModuleType, spec: DatasetSpec, files: Sequence[File]) -> None:

@@ -20,6 +20,7 @@ Masks are resized by nearest neighbour, sampled at pixel centres; `read_mask` st
 import contextlib
 import io
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +49,8 @@ _ORIENTATION = 0x0112  # the EXIF tag; values from 5 on swap height and width
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 # Formats whose further frames are no images of their own: previews, layers.
 _ONE_IMAGE = ("MPO", "PSD")
+# The bytes of a PNG up to its bit depth.
+_HEADER_BYTES = 25
 # The rules of `read_mask`.
 MASK_RULES = ("non-zero", "labels", "half")
 # At most this number of classes is told from grey levels.
@@ -66,6 +69,19 @@ class Header(NamedTuple):
     shape: tuple[int, int]
     kind: str
     frames: int
+
+
+class Picture(NamedTuple):
+    """A decoded image at its own size.
+
+    Attributes:
+      pixels: uint8 (h, w, 1 or 3).
+      extrema: the smallest and the largest stored value of an image of more than 8 bits; None for
+        another.
+    """
+
+    pixels: np.ndarray
+    extrema: Range | None
 
 
 class NativeMask(NamedTuple):
@@ -123,6 +139,22 @@ def is_grey(data: bytes, origin: str) -> bool:
     return pixels.ndim == 2 or bool((pixels == pixels[..., :1]).all())
 
 
+def is_deep(path: Path) -> bool:
+    """Returns whether an image has more than 8 bits; False for a file that cannot be read.
+
+    Only the header is read.
+    """
+    try:
+        # Opening a pipe would wait for its other end.
+        if not path.is_file():
+            return False
+        with path.open("rb") as file, Image.open(file) as image:
+            file.seek(0)
+            return _kind(image, file.read(_HEADER_BYTES), str(path)) in (INTEGER, FLOAT)
+    except Exception:  # Pillow raises errors of many types; decoding the file names the damage
+        return False
+
+
 def value_extrema(data: bytes, origin: str) -> Range:
     """Returns the smallest and the largest value of an image of more than 8 bits.
 
@@ -157,20 +189,40 @@ def decode_image(
     Raises:
       BadInput: not an image, truncated, or of a mode or values without a rule.
     """
-    height, width = shape
-    image = _open(data, origin)
+    return resize(decode_picture(data, origin, channels, value_range).pixels, shape)
+
+
+def decode_picture(
+    data: bytes, origin: str, channels: int, value_range: Range | None = None
+) -> Picture:
+    """Decodes one image at its own size; see `decode_image`."""
+    image, extrema = _open(data, origin), None
     with _damage_named(origin):
         kind, pixels = _kind(image, data, origin), _load(image, data)
         if kind in (INTEGER, FLOAT):
             values = _values(image, pixels, origin)
+            extrema = _extrema(values)
             if value_range is None:
-                value_range = choose([_extrema(values)], [kind == FLOAT], [origin])
-            scaled = _to_8_bit(values, value_range)
+                value_range = choose([extrema], [kind == FLOAT], [origin])
+            scaled = to_8_bit(values, value_range)
             pixels = Image.fromarray(255 - scaled if _inverted(image) else scaled)
-        pixels = _flatten(pixels).convert("L" if channels == 1 else "RGB")
-    if pixels.size != (width, height):
-        pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(pixels).reshape(height, width, channels)
+        return Picture(to_pixels(pixels, channels), extrema)
+
+
+def to_pixels(image: Image.Image, channels: int) -> np.ndarray:
+    """Returns uint8 (h, w, channels) of an image of 8 bits in any mode."""
+    image = _flatten(image).convert("L" if channels == 1 else "RGB")
+    return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def resize(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Resizes uint8 (h, w, 1 or 3) to `shape`; the aspect ratio is not kept."""
+    if pixels.shape[:2] == shape:
+        return pixels
+    height, width = shape
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized).reshape(height, width, pixels.shape[2])
 
 
 def decode_mask(data: bytes, origin: str, shape: tuple[int, int] | None) -> np.ndarray:
@@ -346,7 +398,7 @@ def _extrema(values: np.ndarray) -> Range:
     return float(values.min()), float(values.max())
 
 
-def _to_8_bit(values: np.ndarray, value_range: Range) -> np.ndarray:
+def to_8_bit(values: np.ndarray, value_range: Range) -> np.ndarray:
     """Scales the values of a range to 0…255, rounded; other values are clipped."""
     low, high = value_range
     return np.floor((values - low) * 255 / (high - low) + 0.5).clip(0, 255).astype(np.uint8)

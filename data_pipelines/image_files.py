@@ -10,6 +10,7 @@ counted by its reason.
 import functools
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
@@ -47,21 +48,37 @@ class LeftOut:
             errors.warn(f"{self._folder}: {total} left out: {', '.join(reasons)}")
 
 
-def image_files(directory: Path) -> list[Path]:
+def image_files(directory: Path, is_result: Callable[[Path], bool] = lambda _: False) -> list[Path]:
     """Returns all image files under `directory`, sorted by posix path, without hidden ones.
+
+    Args:
+      directory: the folder.
+      is_result: tells of a folder below it whether its images are results, and no images to read.
 
     Raises:
       BadInput: the directory is missing, cannot be listed, or holds no image.
     """
     left_out = LeftOut(directory)
     try:
-        return find_images(directory, left_out)
+        return find_images(directory, left_out, is_result)
     finally:
         left_out.warn()
 
 
-def find_images(directory: Path, left_out: LeftOut) -> list[Path]:
+def find_images(
+    directory: Path, left_out: LeftOut, is_result: Callable[[Path], bool] = lambda _: False
+) -> list[Path]:
     """Does what `image_files` does, and counts in `left_out` what is left out."""
+    images = images_below(directory, left_out, is_result)
+    if not images:
+        raise BadInput(f"{directory}: no images in this folder")
+    return images
+
+
+def images_below(
+    directory: Path, left_out: LeftOut, is_result: Callable[[Path], bool]
+) -> list[Path]:
+    """Does what `find_images` does, and returns nothing where there is no image."""
     above = {_identity(path) for path in directory.resolve().parents}
     seen: set[tuple[int, int]] = set()
     images: list[Path] = []
@@ -75,6 +92,9 @@ def find_images(directory: Path, left_out: LeftOut) -> list[Path]:
             left_out.add("link to a folder that is read already, or to one above")
             continue
         seen.add(identity)
+        if folder != directory and is_result(folder):
+            left_out.add("folder of results")
+            continue
         files, subfolders = list_folder(folder)
         for path in files + subfolders:
             # An entry with an image's suffix counts as an image even if it is no regular file:
@@ -87,8 +107,6 @@ def find_images(directory: Path, left_out: LeftOut) -> list[Path]:
                 (links if path.is_symlink() else folders).append(path)
             else:
                 left_out.add(_reason(path))
-    if not images:
-        raise BadInput(f"{directory}: no images in this folder")
     return sorted(images, key=lambda path: path.relative_to(directory).as_posix())
 
 

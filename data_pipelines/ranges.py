@@ -47,16 +47,31 @@ def test_range(
             f"images; their values {values[0]:.10g} to {values[1]:.10g} become 0 to 255; "
             "data.value_range sets it for a new run"
         )
-    low, high = values
-    outside = [i for i, (least, most) in pairs.items() if least < low or most > high]
+    outside = [i for i, pair in pairs.items() if is_outside(pair, values)]
     if outside:
-        least, most = pairs[outside[0]]
-        warn(
-            f"{len(outside)} images have values outside {low:.10g} to {high:.10g}, the range of "
-            f"the training images, and are clipped (first: {files[outside[0]].origin}, "
-            f"{least:.10g} to {most:.10g})"
-        )
+        warn_of_clipping(len(outside), files[outside[0]].origin, pairs[outside[0]], values)
     return values
+
+
+def is_outside(extrema: Range, values: Range) -> bool:
+    """Returns whether an image with these extrema is clipped."""
+    return extrema[0] < values[0] or extrema[1] > values[1]
+
+
+def warn_of_clipping(number: int, origin: str, extrema: Range, values: Range) -> None:
+    """Warns of images with values outside the range.
+
+    Args:
+      number: how many there are.
+      origin: the first of them.
+      extrema: its smallest and its largest value.
+      values: the range.
+    """
+    (least, most), (low, high) = extrema, values
+    warn(
+        f"{number} images have values outside {low:.10g} to {high:.10g}, the range of the training "
+        f"images, and are clipped (first: {origin}, {least:.10g} to {most:.10g})"
+    )
 
 
 def _choose_range(files: Sequence[File], pairs: dict[int, Range]) -> Range:

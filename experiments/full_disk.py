@@ -47,7 +47,7 @@ MODES = {"space": errno.ENOSPC, "read-only": errno.EROFS, "full": errno.EFBIG}
 REFUSED, WENT_ON = "refused", "went on"
 TIMEOUT = 60
 # Lines that a run writes in any case: progress bars.
-_BAR = re.compile(r"^(train|decoding): +\d+%|^\s*$")
+_BAR = re.compile(r"^(train|decoding|predicting): +\d+%|^\s*$")
 
 
 # ---- the disk ----

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data_pipelines.dataset import open_test, open_training
 from data_pipelines.errors import BadInput
-from data_pipelines.new_images import open_images
+from data_pipelines.new_images import common_range, list_images, open_image
 from data_pipelines.spec import DatasetSpec
 from experiments.fuzz_images import SUFFIXES, make_tree, mutate, mutated_image, plain_image
 from pae_jax import augmentation, config_file, methods
@@ -154,9 +154,10 @@ def tree_case(rng: random.Random, folder: Path) -> None:
 
 def _open_new(folder: Path, channels: int) -> None:
     """Opens images as `pae predict` does, which writes errors of single files into its table."""
-    opened = open_images(str(folder), SHAPE, channels)
-    for line in opened.errors.values():
-        raise BadInput(line)
+    images = list_images(str(folder))
+    values = common_range(images, "auto", None)
+    for image in images:
+        open_image(image, channels, values)
 
 
 KINDS: dict[str, Callable[[random.Random, Path], None]] = {

@@ -27,7 +27,7 @@ Training, and the verbs of the command line:
 
     train           the loop          train_step   one step, its state and optimizer
     population      many runs as one compiled program
-    evaluate        metrics and report of a run          predict   a folder of new images
+    evaluate        metrics and report of a run          predict   new images
     sweep           an ablation and its table            aot       programs of a TPU slice
     main            the command `pae`
 
@@ -40,6 +40,7 @@ Settings:
 
 Packages:
 
+    inference/      a trained model in use: `pae_jax.load(workdir)` returns it
     methods/        one file per method: the paper's, RIAD (inpainting), segmentation, Deep SVDD, …
     comparison/     several runs on the same test images, with paired intervals
     judge/          anomaly maps of other tools through our metrics and report
@@ -54,7 +55,10 @@ A module is imported when it is first used: `import pae_jax` alone is quick, and
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pae_jax.inference.model import load as load
 
 __version__ = "0.2.0"
 
@@ -74,6 +78,7 @@ _MODULES = (
     "evaluate",
     "fixed_point",
     "image_ops",
+    "inference",
     "judge",
     "known_manifolds",
     "main",
@@ -95,12 +100,14 @@ _MODULES = (
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a module of the package when it is first used."""
+    """Imports a module of the package, or `load`, when it is first used."""
+    if name == "load":
+        return importlib.import_module(f"{__name__}.inference.model").load
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    """Returns the names of the modules, loaded or not."""
-    return sorted({*globals(), *_MODULES})
+    """Returns the names of the modules, loaded or not, and of `load`."""
+    return sorted({*globals(), *_MODULES, "load"})

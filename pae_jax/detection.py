@@ -107,17 +107,33 @@ def detect_all(
     if not len(images):
         return
     config, size = inference_config(config), min(config.eval.batch_size, len(images))
-    # A member of a population may have its parameters on another device than the default one.
-    arrays = [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
-    device = arrays[0].sharding if arrays else None
     for start in range(0, len(images), size):
         # The last batch is padded with the last image, so that one compiled program serves all.
         rows = np.minimum(np.arange(start, start + size), len(images) - 1)
-        # Put explicitly, because the training loop allows no other transfer.
-        batch = jax.device_put(images[rows], device)
-        batch = jax.device_get(_detect(params, batch, config=config))
-        for i in range(min(size, len(images) - start)):
-            yield jax.tree.map(lambda leaf, i=i: leaf[i], batch)
+        detections = start_batch(params, images[rows], config)
+        yield from unstack(detections, min(size, len(images) - start))
+
+
+def start_batch(params: Any, images: UInt8[np.ndarray, "b h w c"], config: Config) -> Detection:
+    """Starts the detection of a batch on the device of the parameters, and does not wait for it.
+
+    Args:
+      params: the parameters of the model.
+      images: the batch; each of its sizes is compiled once.
+      config: a result of `inference_config`.
+    """
+    # A member of a population may have its parameters on another device than the default one.
+    arrays = [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
+    device = arrays[0].sharding if arrays else None
+    # Put explicitly, because the training loop allows no other transfer.
+    return _detect(params, jax.device_put(images, device), config=config)
+
+
+def unstack(batch: Detection, count: int) -> Iterator[Detection]:
+    """Waits for a batch, and yields the detections of its first `count` images, numpy arrays."""
+    batch = jax.device_get(batch)
+    for i in range(count):
+        yield jax.tree.map(lambda leaf, i=i: leaf[i], batch)
 
 
 # One jitted function for the module, so that it compiles once per config and shape.

@@ -58,7 +58,16 @@ def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
 
     process.start()
     logs.configure_logging()
-    scores = predict.predict(args.workdir, args.images, args.out, overrides=overrides)
+    scores = predict.predict(
+        args.workdir,
+        args.images,
+        args.out,
+        overrides=overrides,
+        threshold=args.threshold,
+        pixel_threshold=args.pixel_threshold,
+        save_maps=args.save_maps,
+        save_reconstructions=args.save_reconstructions,
+    )
     print(printable(str(scores)))
     return 0
 
@@ -178,11 +187,35 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--save_maps", action="store_true", help="write anomaly maps as TIFF")
     evaluate.set_defaults(run=_evaluate)
 
-    predict = verbs.add_parser("predict", help="write scores, heat maps and masks of new images")
+    predict = verbs.add_parser(
+        "predict", help="write scores, regions, heat maps and masks of new images"
+    )
     predict.add_argument("--workdir", **workdir)
-    predict.add_argument("--images", required=True, help="a local image or folder of images")
     predict.add_argument(
-        "--out", required=True, help="a new or empty folder or URI for the results"
+        "--images",
+        required=True,
+        help="a local folder, an image, a quoted pattern such as 'shots/*.png', or a list: .csv "
+        "with a column image, or .txt with a path a line",
+    )
+    predict.add_argument(
+        "--out",
+        required=True,
+        help="a new or empty folder or URI for the results, or that of an interrupted prediction, "
+        "which goes on",
+    )
+    predict.add_argument(
+        "--threshold",
+        type=float,
+        help="the score above which an image is defective, instead of the one from held-out images",
+    )
+    predict.add_argument(
+        "--pixel_threshold",
+        type=float,
+        help="the value of the map above which a pixel is anomalous",
+    )
+    predict.add_argument("--save_maps", action="store_true", help="write anomaly maps as TIFF")
+    predict.add_argument(
+        "--save_reconstructions", action="store_true", help="write reconstructions as PNG"
     )
     predict.set_defaults(run=_predict)
 

@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data_pipelines import decode, new_images
+from data_pipelines.errors import BadInput
+
 
 def encode(pixels: np.ndarray, suffix: str = ".png") -> bytes:
     buffer = io.BytesIO()
@@ -46,3 +49,20 @@ def tree(root: Path, *names: str) -> Path:
     for name in names:
         write(root / name, pixels)
     return root
+
+
+def open_images(place: str, shape: tuple[int, int], channels: int, trained=None, setting="auto"):
+    """Opens new images as a prediction does; returns names, uint8 (m, h, w, c), and errors."""
+    found = new_images.list_images(place)
+    values = new_images.common_range(found, setting, trained)
+    notes, images, errors = new_images.Notes(values), [], {}
+    for image in found:
+        try:
+            opened = new_images.open_image(image, channels, values)
+        except BadInput as error:
+            errors[image.name] = str(error)
+            continue
+        images.append(decode.resize(opened.pixels, shape))
+        notes.add(str(image.path), opened._replace(pixels=images[-1]))
+    notes.warn()
+    return [image.name for image in found], np.array(images), errors

@@ -13,9 +13,8 @@ from data_pipelines.dataset import open_test, open_training
 from data_pipelines.errors import BadInput, printable
 from data_pipelines.folder import image_files, test_items, training_items
 from data_pipelines.image_files import suffixes
-from data_pipelines.new_images import open_images
 from data_pipelines.spec import DatasetSpec
-from layouts import category, write
+from layouts import category, open_images, write
 
 test_items.__test__ = False  # a function of the source, not a test
 
@@ -129,7 +128,7 @@ def test_a_pipe_does_not_block(root, spec, tmp_path):
         train(spec)
     (tmp_path / "new").mkdir()
     os.mkfifo(tmp_path / "new/x.png")
-    assert "x.png: cannot be read" in open_images(str(tmp_path / "new"), (8, 8), 1).errors["x.png"]
+    assert "x.png: cannot be read" in open_images(str(tmp_path / "new"), (8, 8), 1)[2]["x.png"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")

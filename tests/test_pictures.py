@@ -80,3 +80,12 @@ def test_jpeg_takes_pillows_options():
     fine, coarse = (pictures.encode(picture, "jpeg", quality=q) for q in (95, 20))
     assert len(coarse) < len(fine)
     assert Image.open(io.BytesIO(fine)).format == "JPEG"
+
+
+def test_a_large_image_is_blended_in_strips_without_a_seam(monkeypatch):
+    rng = np.random.default_rng(0)
+    image, values = rng.integers(0, 256, (23, 10, 3), dtype=np.uint8), rng.random((23, 10))
+    whole = pictures.overlay(image, pictures.heat_map(values, 0.7))
+    for pixels in (1, 40, 2**20):
+        monkeypatch.setattr(pictures, "_STRIP", pixels)
+        np.testing.assert_array_equal(pictures.overlay_map(image, values, 0.7), whole)

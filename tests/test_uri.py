@@ -335,7 +335,7 @@ def test_evaluate_and_predict_write_the_same_to_a_uri(trained, tmp_path, memory,
     for workdir, out in (("gs://bucket/run", "gs://bucket/out"), (run.workdir, tmp_path / "out")):
         assert main.main(["predict", f"--workdir={workdir}", images, f"--out={out}"]) == 0
     assert listing("gs://bucket/out") == listing(tmp_path / "out")
-    assert len(listing("gs://bucket/out")) == 1 + 2 * 7
+    assert len(listing("gs://bucket/out")) == 2 + 2 * 7
 
 
 def test_predict_refuses_a_uri_that_holds_something(trained, memory, capsys):

@@ -14,11 +14,10 @@ import runs
 from data_pipelines.dataset import open_test, open_training
 from data_pipelines.decode import decode_image, decode_mask, value_extrema
 from data_pipelines.errors import BadInput
-from data_pipelines.new_images import open_images
 from data_pipelines.spec import DatasetSpec
 from data_pipelines.textures import Textures
 from data_pipelines.value_range import choose, parse
-from layouts import category, write
+from layouts import category, open_images, write
 from pae_jax import predict
 from pae_jax.workdir import run as run_module
 from pae_jax.workdir import trained_model

@@ -2,7 +2,7 @@
 
 import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ Picture = UInt8[np.ndarray, "h w 3"]
 
 GAP = 4  # pixels between the cells of a grid
 OUTLINE = (64, 224, 255)  # light blue, which is no colour of a heat map
+_STRIP = 2**20  # pixels
 
 
 def to_uint8(image: Float[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
@@ -68,6 +69,24 @@ def outline(mask: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 4"]:
     picture = np.zeros((*mask.shape, 4), np.uint8)
     picture[line] = (*OUTLINE, 255)
     return picture
+
+
+def overlay_map(image: Picture, values: Float[np.ndarray, "h w"], limit: float) -> Picture:
+    """Returns `overlay` of an image and the `heat_map` of its map, in little more memory."""
+    blended = np.empty(image.shape, np.uint8)
+    for rows in strips(*values.shape):
+        blended[rows] = overlay(image[rows], heat_map(values[rows], limit))
+    return blended
+
+
+def strips(height: int, width: int) -> Iterator[slice]:
+    """Yields the rows of an image, about a million pixels at a time.
+
+    The temporary arrays of a large image would take twenty times its own memory.
+    """
+    step = max(1, _STRIP // width)
+    for top in range(0, height, step):
+        yield slice(top, min(top + step, height))
 
 
 def grid(rows: Sequence[Sequence[UInt8[np.ndarray, "_ _ 3"]]]) -> Picture:

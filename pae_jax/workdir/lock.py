@@ -1,4 +1,4 @@
-"""The lock of a workdir: one process at a time trains in it.
+"""The lock of a folder: one process at a time trains or predicts in it.
 
 W/.lock    on a local disk, a file that the process locks (flock)
 W/.owner   where there are no locks, a file that names the owner
@@ -41,17 +41,18 @@ Check = Callable[[], None]
 
 
 @contextlib.contextmanager
-def lock(workdir: AnyPath) -> Iterator[Check]:
-    """Locks a workdir while the context is open.
+def lock(workdir: AnyPath, use: str = "training") -> Iterator[Check]:
+    """Locks a workdir, or the folder of a prediction, while the context is open.
 
     Args:
       workdir: an existing folder, or a URI.
+      use: what the process does there, for the message to another one.
 
     Yields:
       A function that raises CannotWrite if another process has taken the workdir over.
 
     Raises:
-      BadInput: another process trains in the workdir.
+      BadInput: another process does so already.
       CannotWrite: the workdir cannot be written.
     """
     with contextlib.ExitStack() as stack:
@@ -60,13 +61,13 @@ def lock(workdir: AnyPath) -> Iterator[Check]:
                 file = stack.enter_context((workdir / ".lock").open("a"))
             except OSError as error:
                 raise CannotWrite(workdir / ".lock", error) from error
-            if _flock(file, workdir):
+            if _flock(file, workdir, use):
                 yield lambda: None
                 return
-        yield stack.enter_context(_own(workdir / ".owner"))
+        yield stack.enter_context(_own(workdir / ".owner", use))
 
 
-def _flock(file: Any, workdir: Path) -> bool:
+def _flock(file: Any, workdir: Path, use: str) -> bool:
     """Locks an open file until it is closed; returns False if the file system has no locks."""
     if fcntl is None:
         return False
@@ -75,7 +76,7 @@ def _flock(file: Any, workdir: Path) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _HELD:
-            raise BadInput(f"{workdir}: another process is training there") from None
+            raise BadInput(f"{workdir}: another process is {use} there") from None
         logging.getLogger("pae_jax").warning(
             "%s: this file system has no locks (%s); the file .owner takes their place",
             workdir,
@@ -86,7 +87,7 @@ def _flock(file: Any, workdir: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _own(path: AnyPath) -> Iterator[Check]:
+def _own(path: AnyPath, use: str) -> Iterator[Check]:
     owner = {**_this_process(), "id": uuid.uuid4().hex}
 
     def renew() -> None:
@@ -108,7 +109,7 @@ def _own(path: AnyPath) -> Iterator[Check]:
     other = _read(path)
     if other is not None and (seconds := _seconds_to_wait(other)) > 0:
         raise BadInput(
-            f"{path.parent}: another process is training there ({_name(other)}); if it has ended, "
+            f"{path.parent}: another process is {use} there ({_name(other)}); if it has ended, "
             f"wait {seconds:.0f} s or remove {path}"
         )
     renew()
