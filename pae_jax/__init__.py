@@ -47,6 +47,7 @@ Packages:
     metrics/        exact AUROC, AP, AUPRO, AUPIMO and F1; bootstrap; legacy variants
     workdir/        a run on disk: atomic writing (files), checkpoints, records, logs, validation
     devices/        sharding of the step over devices, batches, chips, Winograd, process start-up
+    deployment/     exported programs (StableHLO, ONNX), packed models, the model card
     report/         report.html and comparison.html, their charts and pictures
     configs/        the shipped config files: `from pae_jax.configs import folder`
 
@@ -72,6 +73,7 @@ _MODULES = (
     "config_schema",
     "configs",
     "corruption",
+    "deployment",
     "detection",
     "devices",
     "diagnostics",

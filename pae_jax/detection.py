@@ -96,7 +96,7 @@ def _averaged_map(params: Any, x: Array, config: Config) -> tuple[Any, Array]:
         for part, element in zip(jnp.split(maps, len(elements)), elements, strict=True)
     ]
     if reconstructions is not None:
-        reconstructions = reconstructions[: len(x)]
+        reconstructions = reconstructions[: x.shape[0]]
     return reconstructions, sum(back[1:], start=back[0]) / len(back)
 
 

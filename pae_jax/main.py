@@ -126,6 +126,27 @@ def _compile(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0 if fits else 1
 
 
+def _export(args: argparse.Namespace, overrides: list[str]) -> int:
+    from pae_jax.deployment import export
+    from pae_jax.workdir import logs
+
+    process.start()
+    logs.configure_logging()
+    path = export.export(args.workdir, args.out, format=args.format, overrides=overrides)
+    print(printable(str(path)))
+    return 0
+
+
+def _pack(args: argparse.Namespace, overrides: list[str]) -> int:
+    from pae_jax.deployment import pack
+    from pae_jax.workdir import logs
+
+    process.start()
+    logs.configure_logging()
+    print(printable(str(pack.pack(args.workdir, args.out, overrides=overrides))))
+    return 0
+
+
 def _import(args: argparse.Namespace, overrides: list[str]) -> int:
     from data_pipelines import importers
     from pae_jax.workdir import logs
@@ -254,6 +275,31 @@ def _parser() -> argparse.ArgumentParser:
             "Keys of the section eval can be set by --config.eval.KEY=VALUE. Data that have moved "
             "are named by --config.data.root=DIR and --config.data.textures=DIR."
         )
+
+    export = verbs.add_parser(
+        "export",
+        help="write a program that runs without this package: StableHLO or ONNX",
+        epilog="Keys of the section eval can be set by --config.eval.KEY=VALUE; they are fixed in "
+        "the program. docs/deployment.md shows how to load it.",
+    )
+    export.add_argument("--workdir", **workdir)
+    export.add_argument("--out", metavar="FILE", required=True, help="a new file; and FILE.json")
+    export.add_argument(
+        "--format",
+        default="stablehlo",
+        metavar="stablehlo|onnx",
+        help="stablehlo: one file for CPU, GPU and TPU (the default); onnx needs jax2onnx",
+    )
+    export.set_defaults(run=_export)
+
+    pack = verbs.add_parser(
+        "pack",
+        help="write a small folder with the model and its card, which other verbs take as workdir",
+        epilog="Data that have moved are named by --config.data.root=DIR.",
+    )
+    pack.add_argument("--workdir", **workdir)
+    pack.add_argument("--out", metavar="DIR", required=True, help="a new or empty folder or URI")
+    pack.set_defaults(run=_pack)
 
     imports = verbs.add_parser(
         "import",

@@ -47,7 +47,7 @@ class Encoder(nn.Module):
             for _ in range(config.convs_per_stage):
                 y = nn.leaky_relu(nn.Conv(width, (3, 3), **options)(y), 0.1)
             y = unet.max_pool(y)
-        y = nn.Dense(self.dimensions, **options)(y.reshape(len(y), -1))
+        y = nn.Dense(self.dimensions, **options)(y.reshape(y.shape[0], -1))
         # The distance to the centre is computed in float32, whatever the type of the activations.
         return y.astype(jnp.float32)
 

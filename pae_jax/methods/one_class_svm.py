@@ -26,8 +26,8 @@ from pae_jax.objective import Hyperparameters
 
 def svm_features(x: Images, side: int) -> Float[Array, "b d"]:
     """Returns the pixels of the images, downscaled with antialiasing to side × side."""
-    shape = (len(x), side, side, image_ops.CHANNELS)
-    return jax.image.resize(x, shape, "linear").reshape(len(x), -1)
+    shape = (x.shape[0], side, side, image_ops.CHANNELS)
+    return jax.image.resize(x, shape, "linear").reshape(x.shape[0], -1)
 
 
 def init_svm(config: Config, key: Key[Array, ""]) -> dict[str, Array]:

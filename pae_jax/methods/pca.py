@@ -71,7 +71,7 @@ def bind_pca(params: dict[str, Array], config: Config) -> Callable[[Images], Ima
 
     def f(x: Images) -> Images:
         mean, components = params["mean"][None], params["components"]
-        scores = jnp.matmul(x.reshape(len(x), -1) - mean, components, precision=_EXACT)
+        scores = jnp.matmul(x.reshape(x.shape[0], -1) - mean, components, precision=_EXACT)
         values = mean + jnp.matmul(scores, components.T, precision=_EXACT)
         return jnp.clip(values, 0, 1).reshape(x.shape)
 

@@ -9,9 +9,10 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from data_pipelines.errors import BadInput
 from pae_jax.config import Config, from_config_dict
 from pae_jax.config_schema import SCHEMA, upgrade
-from pae_jax.workdir import changes, thresholds
+from pae_jax.workdir import changes, parameters, thresholds
 from pae_jax.workdir.files import check_writable, read_json, remove, write_json
 from pae_jax.workdir.lock import Check, lock
 from pae_jax.workdir.paths import AnyPath, check_local, check_savable
@@ -38,9 +39,14 @@ def check_workdir(workdir: AnyPath, config: Config) -> list[str]:
       A line for each change of the configuration since the run began.
 
     Raises:
-      BadInput: the workdir cannot be written, holds a run of another configuration, or the data
-        are on a URI.
+      BadInput: the workdir cannot be written, holds a run of another configuration or a packed
+        model, or the data are on a URI.
     """
+    if (workdir / parameters.NAME).exists():
+        raise BadInput(
+            f"{workdir}: holds a packed model, which has no state to train on; choose another "
+            "--workdir"
+        )
     for key in changes.PLACES:
         check_local(key, str(getattr(config.data, key.removeprefix("data.")) or ""))
     check_savable(workdir)

@@ -13,6 +13,7 @@ from pae_jax import train_step
 from pae_jax.config import Config, from_config_dict
 from pae_jax.config_file import override
 from pae_jax.detection import Thresholds, choose_thresholds, detect_all, summarise
+from pae_jax.workdir import parameters
 from pae_jax.workdir import thresholds as stored_thresholds
 from pae_jax.workdir.changes import PLACES
 from pae_jax.workdir.checkpoint import Checkpoints
@@ -45,14 +46,14 @@ class Model(NamedTuple):
 
 
 def load(workdir: AnyPath, overrides: Sequence[str] = ()) -> Model:
-    """Returns the model of the newest readable checkpoint.
+    """Returns the model of the newest readable checkpoint, or of a packed folder.
 
     Args:
-      workdir: the folder of a training run.
+      workdir: the folder of a training run, or of `pae pack`.
       overrides: words --config.eval.KEY=VALUE, or places of the data, --config.data.root=DIR.
 
     Raises:
-      BadInput: no run, no readable checkpoint, or an override of another key.
+      BadInput: no run, no readable checkpoint or parameters, or an override of another key.
     """
     config = read_config(workdir)
     for word in overrides:
@@ -62,10 +63,19 @@ def load(workdir: AnyPath, overrides: Sequence[str] = ()) -> Model:
                 f"data are: {', '.join(f'--config.{key}' for key in PLACES)}"
             )
     config = from_config_dict(override(config.to_dict(), overrides))
-    step, state = restore(workdir, config)
+    step, params = _read_parameters(workdir, config)
     data = read_data_record(workdir)
     values = tuple(data["value_range"]) if "value_range" in data else None
-    return Model(config, state.eval_params, step, data["channels"], values)
+    return Model(config, params, step, data["channels"], values)
+
+
+def _read_parameters(workdir: AnyPath, config: Config) -> tuple[int, Any]:
+    """Returns step and parameters of a packed model, or of the newest readable checkpoint."""
+    if not (workdir / parameters.NAME).exists():
+        step, state = restore(workdir, config)
+        return step, state.eval_params
+    step, params = parameters.read(workdir, _shapes(config).eval_params)
+    return step, jax.device_put(params, jax.devices()[0])
 
 
 def restore(
@@ -84,18 +94,22 @@ def restore(
     Raises:
       BadInput: no readable checkpoint.
     """
-    # Only the shapes are needed, so no parameter is drawn.
-    template = jax.eval_shape(lambda: train_step.init_state(config, jax.random.key(0)))
     # A checkpoint may have been written from many devices; evaluation takes one.
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), template
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        _shapes(config),
     )
     with Checkpoints(workdir) as checkpoints:
         restored = checkpoints.restore(abstract, until=until)
     if restored is None:
         raise BadInput(f"{workdir}: holds no checkpoint yet")
     return restored
+
+
+def _shapes(config: Config) -> train_step.TrainState:
+    # Only the shapes are needed, so no parameter is drawn.
+    return jax.eval_shape(lambda: train_step.init_state(config, jax.random.key(0)))
 
 
 def open_split(workdir: AnyPath, config: Config) -> TrainingSplit:
