@@ -8,9 +8,11 @@ run on the CPU: StableHLO by JAX, ONNX by onnxruntime. Without jax2onnx, ONNX is
 
 import argparse
 import importlib.util
+import sys
 
 import jax
 
+from data_pipelines.errors import BadInput
 from pae_jax.deployment import export, program
 from pae_jax.workdir import provenance, trained_model
 from pae_jax.workdir.paths import to_workdir
@@ -18,11 +20,20 @@ from pae_jax.workdir.paths import to_workdir
 COUNTS = (1, 3, 16)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--workdir", required=True)
     args, overrides = parser.parse_known_args()
-    model = trained_model.load(to_workdir(args.workdir), overrides)
+    try:
+        print_table(args.workdir, overrides)
+    except BadInput as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def print_table(workdir: str, overrides: list[str]) -> None:
+    model = trained_model.load(to_workdir(workdir), overrides)
     config, params = program.settings(model.config), jax.device_get(model.params)
     shape = (*config.data.shape, model.channels)
     print(provenance.line("jax", "flatbuffers", "jax2onnx", "onnxruntime"))
@@ -45,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -18,7 +18,7 @@ from pae_jax.config import Config, DataConfig
 from pae_jax.detection import Thresholds
 from pae_jax.methods import METHODS
 from pae_jax.report import statements
-from pae_jax.report.table import PER_TYPE_METRICS, is_defined, metric_names
+from pae_jax.report.table import is_defined, metric_names, per_type_columns
 from pae_jax.workdir.trained_model import Model
 
 # Licences of the images by data.source, or by the data set of a TFDS category.
@@ -159,9 +159,9 @@ def _metrics(record: Mapping[str, Any]) -> dict[str, Any]:
             interval = f"[{', '.join(f'{end:.3f}' for end in ends)}]" if defined else "–"
             rows.append((name, f"{record[name]:.4f}", interval))
     per_type = record["per_type"]
-    columns = [n for n in PER_TYPE_METRICS if any(is_defined(row[n]) for row in per_type.values())]
+    columns = per_type_columns(per_type)
     types = [
-        (name, row["images"], [f"{row[n]:.4f}" if is_defined(row[n]) else "–" for n in columns])
+        (name, row["images"], [f"{row[n]:.4f}" if is_defined(row.get(n)) else "–" for n in columns])
         for name, row in per_type.items()
     ]
     images = record["images"]

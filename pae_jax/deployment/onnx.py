@@ -68,12 +68,23 @@ def serialise(params: Any, config: Config, shape: tuple[int, int, int]) -> bytes
 
 
 def load(content: bytes) -> program.Run:
-    """Returns the model as a function of images, run by onnxruntime on the CPU."""
+    """Returns the model as a function of images, run by onnxruntime on the CPU.
+
+    The function raises BadInput if onnxruntime cannot run the model.
+    """
     runtime = importlib.import_module("onnxruntime")
-    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # what it logs of an error it raises as well
 
     def run(images: np.ndarray) -> dict[str, Any]:
-        values = session.run(list(program.OUTPUTS), {program.IMAGES: images})
+        try:
+            session = runtime.InferenceSession(content, options, ["CPUExecutionProvider"])
+            values = session.run(list(program.OUTPUTS), {program.IMAGES: images})
+        except Exception as error:  # the runtime has types of its own for every status
+            raise BadInput(
+                "--format=onnx: onnxruntime cannot run the translation "
+                f"({first_line(error, 200)}); try --format=stablehlo"
+            ) from error
         return dict(zip(program.OUTPUTS, values, strict=True))
 
     return run

@@ -29,6 +29,17 @@ def metric_names(record: Mapping[str, Any]) -> list[str]:
     return [name for name in record if name.startswith(("image_", "pixel_"))]
 
 
+def per_type_columns(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Returns the names of the metrics that are defined for one of the defect types.
+
+    Args:
+      rows: the section per_type of a record.
+    """
+    return [
+        name for name in PER_TYPE_METRICS if any(is_defined(row.get(name)) for row in rows.values())
+    ]
+
+
 def format_table(record: Mapping[str, Any]) -> str:
     """Returns the metrics with their intervals, the decisions, and the metrics per defect type.
 
@@ -95,9 +106,7 @@ def _diagnostics(record: Mapping[str, Any]) -> list[str]:
 def _per_type(record: Mapping[str, Any]) -> list[str]:
     """Returns a line per defect type, with the columns that are defined for one of them."""
     rows = record["per_type"]
-    columns = [
-        name for name in PER_TYPE_METRICS if any(is_defined(row.get(name)) for row in rows.values())
-    ]
+    columns = per_type_columns(rows)
     if not rows:
         return []
     table = [["defect type", "images", *columns]]
