@@ -35,6 +35,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     data.holdout_groups = "auto"  # images held out together: auto | none | number:GAP | blocks:N
     data.max_images = 0  # train on at most so many images, drawn by train.seed; 0: no limit
     data.augmentation = "none"  # policies joined by "+", for example flips+rotation
+    data.foreground = ""  # a workdir of `pae foreground`, whose network suppresses the background
     data.value_range = "auto"  # values of images of more than 8 bits that become 0:255 | LOW:HIGH
     data.cache_dir = ""  # folder of decoded images; "": $PAE_CACHE or ~/.cache/pae_jax
     data.on_device = "auto"  # keep the images in device memory: yes | no | auto (by their size)
@@ -168,6 +169,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     evaluation.floor = True  # measure PCA on at most 1,000 of the same training images as well
     evaluation.batch_size = 16  # images per call of the network
     evaluation.bootstrap_seed = 0  # seed of the resamples
+
+    # ---- foreground: the network of `pae foreground` (§4); data.foreground names its workdir ----
+    config.foreground = foreground = ConfigDict()
+    foreground.size = 128  # the longer side of the images that the network sees
+    foreground.labels = "auto"  # given (masks of the user) | otsu (without masks) | auto
+    foreground.steps = 600  # updates by batches of 8 images
+    foreground.margin = 0.02  # the object grows by this fraction of the shorter side
 
     # ---- baseline: settings of pca, one_class_svm (svm) and deep_svdd (svdd) ----
     config.baseline = baseline = ConfigDict()

@@ -112,7 +112,7 @@ def open_training(
       BadInput: one line naming the file, folder or key at fault.
     """
     value_range.parse(spec.value_range)
-    source = _source(spec)
+    source = open_source(spec)
     items = sorted(source.training_items(spec.root, spec.category), key=lambda item: item.name)
     if len(items) < 2:
         where = items[0].origin if items else spec.root or spec.source
@@ -169,7 +169,7 @@ def open_test(spec: DatasetSpec, *, channels: int, value_range: Range | None = N
     Raises:
       BadInput: one line naming the file, folder or key at fault.
     """
-    source = _source(spec)
+    source = open_source(spec)
     items = source.test_items(spec.root, spec.category)
     if not items:
         raise BadInput(f"{spec.root or spec.source}: no test images")
@@ -214,7 +214,12 @@ def open_test(spec: DatasetSpec, *, channels: int, value_range: Range | None = N
     )
 
 
-def _source(spec: DatasetSpec) -> ModuleType:
+def open_source(spec: DatasetSpec) -> ModuleType:
+    """Returns the module of the source.
+
+    Raises:
+      BadInput: there is none of this name.
+    """
     if spec.source not in SOURCES:
         raise BadInput(f"data.source: one of {', '.join(SOURCES)}, not {spec.source!r}")
     return importlib.import_module(SOURCES[spec.source])

@@ -232,7 +232,8 @@ def decode_mask(data: bytes, origin: str, shape: tuple[int, int] | None) -> np.n
         return mask
     height, width = shape
     resized = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
-    return np.asarray(resized)
+    # Pillow's True is 255, which NumPy takes for True and JAX converts to 255.
+    return np.asarray(resized).view(np.uint8) != 0
 
 
 def read_mask(data: bytes, origin: str) -> NativeMask:

@@ -3,6 +3,8 @@
     ROOT[/CATEGORY]/train/good/NAME.png               normal training images
     ROOT[/CATEGORY]/test/{good,DEFECT}/NAME.png       test images
     ROOT[/CATEGORY]/ground_truth/DEFECT/NAME_mask.png masks, or NAME.png
+    ROOT[/CATEGORY]/foreground/good/NAME_mask.png     masks of the object, for some images of
+                                                      train/good; only `pae foreground` reads them
 
 Images are found by `image_files`. Good, OK, normal and other words for it (`NORMAL_TYPES`), in
 lower or upper case, count as good. Without a folder `ground_truth` there are no masks; with one,
@@ -15,13 +17,14 @@ import functools
 import os
 import re
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 from data_pipelines.errors import BadInput, warn
 from data_pipelines.image_files import LeftOut, find_images, image_files, is_image, list_folder
 from data_pipelines.items import GOOD, Item, read_file
 
-__all__ = ["image_files", "test_items", "training_items"]
+__all__ = ["foreground_masks", "image_files", "test_items", "training_items"]
 
 # The words without case, spaces, hyphens, underscores and dots.
 _WORDS = ("ok", "okay", "normal", "pass", "passed", "healthy", "intact")
@@ -33,8 +36,7 @@ def training_items(root: str, category: str) -> list[Item]:
     """Returns the images of train/good, sorted by name. Reads no other folder."""
     train = _category(root, category) / "train"
     folders = _subfolders(train)
-    # A folder that is missing gives the error that names it.
-    good = [path for path in folders if _is_good(path)] or [train / GOOD]
+    good = _good_folders(train, folders)
     advice = f"training images belong in {train / GOOD}"
     _warn_outside(train, advice)
     if other := [path.name for path in folders if path not in good]:
@@ -45,6 +47,32 @@ def training_items(root: str, category: str) -> list[Item]:
     ]
     left_out.warn()
     return sorted(items, key=lambda item: item.name)
+
+
+def foreground_masks(root: str, category: str) -> dict[str, tuple[Callable[[], bytes], str]]:
+    """Returns the masks of the object in training images, by the name of the image.
+
+    A mask is what reads its file, and its path.
+    """
+    base = _category(root, category)
+    train, truth, masks = base / "train", base / "foreground", {}
+    if not truth.is_dir():
+        return {}
+    _warn_outside(truth, f"masks of training images belong in {truth}/{GOOD}")
+    for folder in _good_folders(train, _subfolders(train)):
+        if not (given := _entry(truth, folder.name)).is_dir():
+            continue
+        found = Masks(given, LeftOut(truth))
+        for path in find_images(folder, LeftOut(train)):
+            if mask := found.find(path, folder):
+                name = path.relative_to(train).as_posix()
+                masks[name] = functools.partial(read_file, mask), str(mask)
+        if unused := found.unused():
+            names = _listed([path.name for path in unused])
+            warn(f"{given}: {len(unused)} masks belong to no training image: {names}")
+    if not masks:
+        raise BadInput(f"{truth}: no mask of a training image; it belongs in {truth}/{GOOD}")
+    return masks
 
 
 def test_items(root: str, category: str) -> list[Item]:
@@ -91,14 +119,25 @@ class Masks:
         self._taken: set[Path] = set()
 
     def take(self, image: Path, folder: Path) -> Path:
-        """Returns the mask of an image below `folder`."""
+        """Returns the mask of an image below `folder`.
+
+        Raises:
+          BadInput: there is none.
+        """
+        if mask := self.find(image, folder):
+            return mask
+        name = _name_without_suffix(image, folder)
+        raise BadInput(f"{image}: no mask, neither {name}_mask.* nor {name}.* in {self._folder}")
+
+    def find(self, image: Path, folder: Path) -> Path | None:
+        """Returns the mask of an image below `folder`, or None."""
         name = _name_without_suffix(image, folder)
         for candidate in (f"{name}_mask", name):
             mask = self._files.get(candidate) or self._by_nfc.get(_nfc(candidate))
             if mask:
                 self._taken.add(mask)
                 return mask
-        raise BadInput(f"{image}: no mask, neither {name}_mask.* nor {name}.* in {self._folder}")
+        return None
 
     def unused(self) -> list[Path]:
         """Returns the masks that no image has taken."""
@@ -108,6 +147,11 @@ class Masks:
 def is_normal(name: str) -> bool:
     """Returns whether a word for a type means normal images."""
     return re.sub(r"[\s_.-]", "", name.casefold()) in NORMAL_TYPES
+
+
+def _good_folders(train: Path, folders: list[Path]) -> list[Path]:
+    # A folder that is missing gives the error that names it.
+    return [path for path in folders if _is_good(path)] or [train / GOOD]
 
 
 def _is_good(folder: Path) -> bool:

@@ -1,5 +1,7 @@
 """Source: drawn images of two textures with three defect types. No files are needed.
 
+The category "clutter" shows the texture "dots" as a part among things that are no defects.
+
 It serves smoke tests and first runs. Every image is a pure function of (category, split, defect
 type, index). A pattern is a function of continuous coordinates. A defect either shifts the
 coordinates or is blended over the colours. Its mask is exact: outside the mask the image equals,
@@ -13,6 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from data_pipelines import clutter
 from data_pipelines.errors import BadInput
 from data_pipelines.items import GOOD, Item
 
@@ -28,7 +31,7 @@ def training_items(root: str, category: str) -> list[Item]:
 
     Args:
       root: not used.
-      category: a key of `PATTERNS`; "" is "weave".
+      category: a key of `PATTERNS`, or "clutter"; "" is "weave".
     """
     _pattern(category)
     return [_item(category, "train", GOOD, index) for index in range(TRAIN)]
@@ -44,11 +47,21 @@ def test_items(root: str, category: str) -> list[Item]:
     ]
 
 
+def foreground_masks(root: str, category: str) -> dict[str, tuple[Callable[[], bytes], str]]:
+    """Returns the masks of the part in the training images of "clutter", by name."""
+    if category != CLUTTER:
+        return {}
+    masks = {}
+    for item in training_items(root, category):
+        index = len(masks)
+        read = functools.partial(_encode, _surroundings(category, "train", GOOD, index)[1])
+        masks[item.name] = read, f"mask of the part of {item.origin}"
+    return masks
+
+
 def draw(category: str, split: str, defect_type: str, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Draws one image, (128, 128, 3) uint8, and its mask, (128, 128) bool."""
-    name = f"{category or 'weave'}/{split}/{defect_type}"
-    # crc32, because Python's own hash of a string differs between processes.
-    rng = np.random.default_rng([zlib.crc32(name.encode()), index])
+    rng = _generator(f"{category or 'weave'}/{split}/{defect_type}", index)
     pattern = _pattern(category)(rng)
     angle, (dy, dx) = rng.normal(0, 0.02), rng.uniform(-SIZE, SIZE, 2)
     tilt = rng.normal(0, 0.03, 2)
@@ -67,8 +80,27 @@ def draw(category: str, split: str, defect_type: str, index: int) -> tuple[np.nd
     v = shifted_y * np.cos(angle) - shifted_x * np.sin(angle) + dy
     u = shifted_y * np.sin(angle) + shifted_x * np.cos(angle) + dx
     light = 1 + (tilt[0] * (y / SIZE - 0.5) + tilt[1] * (x / SIZE - 0.5))
-    colours = paint(pattern(v, u)) * gain * light[..., None] + noise
+    colours = paint(pattern(v, u)) * gain * light[..., None]
+    if category == CLUTTER:
+        surroundings, part = _surroundings(category, split, defect_type, index)
+        colours, mask = np.where(part[..., None], colours, surroundings), mask & part
+    colours += noise
     return np.round(255 * np.clip(colours, 0, 1)).astype(np.uint8), mask
+
+
+def _generator(name: str, index: int) -> np.random.Generator:
+    # crc32, because Python's own hash of a string differs between processes.
+    return np.random.default_rng([zlib.crc32(name.encode()), index])
+
+
+def _surroundings(
+    category: str, split: str, defect_type: str, index: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the colours of bench and clutter, and the mask of the part; see `clutter.scene`."""
+    grid = np.arange(SIZE, dtype=np.float64)
+    y, x = np.meshgrid(grid, grid, indexing="ij")
+    generator = _generator(f"{category}/{split}/{defect_type}/surroundings", index)
+    return clutter.scene(generator, split, y, x)
 
 
 # Patterns: (generator) -> (v, u in pixels -> colours (h, w, 3) in [0, 1]).
@@ -150,13 +182,16 @@ def _stretch(rng: np.random.Generator, y: np.ndarray, x: np.ndarray):
     return shift, _no_paint, squared_radius < 1
 
 
+CLUTTER = "clutter"
 PATTERNS = {"weave": _weave, "dots": _dots}
 DEFECTS = {"spot": _spot, "cut": _cut, "stretch": _stretch}
 
 
 def _pattern(category: str):
+    if category == CLUTTER:
+        return PATTERNS["dots"]
     if (category or "weave") not in PATTERNS:
-        known = ", ".join(PATTERNS)
+        known = ", ".join([*PATTERNS, CLUTTER])
         raise BadInput(f"data.category: one of {known} for procedural data, not {category!r}")
     return PATTERNS[category or "weave"]
 
@@ -177,9 +212,16 @@ def _item(category: str, split: str, defect_type: str, index: int) -> Item:
 @functools.lru_cache(maxsize=1024)  # Each file of 35 kB is read twice or more.
 def _png(category: str, split: str, defect_type: str, index: int, *, mask: bool) -> bytes:
     """Draws an image and returns it or its mask as a PNG file."""
+    image, region = draw(category, split, defect_type, index)
+    return _encode(region if mask else image)
+
+
+def _encode(image: np.ndarray) -> bytes:
+    """Returns a PNG of an image, or of a bool mask."""
     from PIL import Image
 
-    image, region = draw(category, split, defect_type, index)
     file = io.BytesIO()
-    Image.fromarray(255 * region.astype(np.uint8) if mask else image).save(file, "png")
+    Image.fromarray(255 * image.astype(np.uint8) if image.dtype == bool else image).save(
+        file, "png"
+    )
     return file.getvalue()

@@ -43,6 +43,7 @@ Packages:
     inference/      a trained model in use: `pae_jax.load(workdir)` returns it
     methods/        one file per method: the paper's, RIAD (inpainting), segmentation, Deep SVDD, …
     comparison/     several runs on the same test images, with paired intervals
+    foreground/     a network that finds the object, so that the background is suppressed (§4)
     judge/          anomaly maps of other tools through our metrics and report
     metrics/        exact AUROC, AP, AUPRO, AUPIMO and F1; bootstrap; legacy variants
     workdir/        a run on disk: atomic writing (files), checkpoints, records, logs, validation
@@ -79,6 +80,7 @@ _MODULES = (
     "diagnostics",
     "evaluate",
     "fixed_point",
+    "foreground",
     "image_ops",
     "inference",
     "judge",

@@ -33,6 +33,7 @@ class DataConfig:
     max_images: int = field(0, at_least=0)
     augmentation: str = "none"
     cache_dir: str = ""
+    foreground: str = ""
     value_range: str = "auto"
     on_device: str = field("auto", choices=("auto", "yes", "no"))
     num_threads: int = field(4, at_least=1)
@@ -281,6 +282,16 @@ class EvalConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ForegroundConfig:
+    """The section `foreground`: the network of `pae foreground`. Nothing else reads it."""
+
+    size: int = field(128, at_least=16, at_most=2**12)
+    labels: str = field("auto", choices=("auto", "given", "otsu"))
+    steps: int = field(600, at_least=1)
+    margin: float = field(0.02, at_least=0.0, at_most=0.25)
+
+
+@dataclasses.dataclass(frozen=True)
 class BaselineConfig:
     """The section `baseline`: settings of the methods for comparison."""
 
@@ -318,6 +329,7 @@ class Config:
     sharding: ShardingConfig = ShardingConfig()
     population: PopulationConfig = PopulationConfig()
     eval: EvalConfig = EvalConfig()
+    foreground: ForegroundConfig = ForegroundConfig()
     baseline: BaselineConfig = BaselineConfig()
     profile: tuple[int, ...] = ()
 
@@ -345,6 +357,11 @@ class Config:
         if file and not self.data.root:
             needed = f"the {self.data.source} source needs --config.data.root={file}"
             raise BadInput(f"data.root: {needed}")
+        if self.data.foreground and self.objective.noise:
+            # Noise would leave no pixel at the value that says background.
+            raise BadInput(
+                f"objective.noise: {self.objective.noise} needs an empty data.foreground"
+            )
         if self.eval.anomaly_map == "learned" and self.method != "discrepancy":
             raise BadInput("eval.anomaly_map: learned needs method=discrepancy")
 

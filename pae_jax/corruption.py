@@ -18,6 +18,7 @@ from jaxtyping import Key as KeyArray
 from pae_jax import image_ops, masks, rng
 from pae_jax.config import CorruptionConfig
 
+DARKEST = 1 / 255  # the darkest value of the object in a suppressed image
 SEAM = 1 / 24  # σ of the blur that defines slow changes, as a fraction of the shorter side
 
 Image = Float[Array, "h w 3"]
@@ -72,6 +73,20 @@ def corrupt(
         rng.example_keys(key, len(images)), images, textures
     )
     return CorruptedBatch(corrupted, images, mask[..., None])
+
+
+def spare_background(batch: CorruptedBatch) -> CorruptedBatch:
+    """Returns the examples of suppressed images without corruption of the background.
+
+    M becomes 0 where x is background. Where the object is corrupted, x̂ is at least 1/255, so that
+    black patterns do not turn it into background; no pattern is changed by more than that.
+
+    Args:
+      batch: examples whose x has a suppressed background (`image_ops.foreground`).
+    """
+    mask = batch.mask * image_ops.foreground(batch.clean)
+    corrupted = jnp.where(mask > 0, jnp.maximum(batch.corrupted, DARKEST), batch.clean)
+    return CorruptedBatch(corrupted, batch.clean, mask)
 
 
 # Kinds: (key, x, texture, config) -> (y, M), all in [0, 1].

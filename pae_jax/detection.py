@@ -72,6 +72,9 @@ def detect(params: Any, images: Array, config: Config) -> Detection:
 def detect_float(params: Any, x: Float[Array, "b h w 3"], config: Config) -> Detection:
     """Returns the detection of a batch of float images in [0, 1]; a pure function."""
     reconstruction, maps = _averaged_map(params, x, config)
+    if config.data.foreground and METHODS[config.method].localises:
+        # After the smoothing, which spreads the map of the object over its border.
+        maps = maps * image_ops.foreground(x)[..., 0]
     scores = {
         name: anomaly_map.image_score(maps, name, config.eval.topk_fraction)
         for name in REPORTED_SCORES
@@ -151,6 +154,8 @@ def inference_config(config: Config) -> Config:
         width=config.data.width,
         crop_size=config.data.crop_size,
         augmentation=config.data.augmentation,
+        # Which network suppressed the background is not part of the program.
+        foreground="suppressed" if config.data.foreground else "",
     )
     return Config(
         method=config.method,

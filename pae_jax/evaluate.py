@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.dataset import TestSplit, TrainingSplit, open_test
-from data_pipelines.errors import BadInput, spell
+from data_pipelines.errors import BadInput, spell, warn
 from data_pipelines.items import GOOD
 from pae_jax import augmentation, detection, diagnostics, image_ops, metrics, rng
 from pae_jax.config_schema import SCHEMA
@@ -29,13 +29,21 @@ from pae_jax.detection import REPORTED_SCORES
 from pae_jax.methods import METHODS, floor
 from pae_jax.metrics import measure
 from pae_jax.report import html, page, pictures, statements
-from pae_jax.workdir import eval_folder, files, provenance, trained_model, validation
+from pae_jax.workdir import (
+    eval_folder,
+    files,
+    provenance,
+    suppression,
+    trained_model,
+    validation,
+)
 from pae_jax.workdir.paths import AnyPath, to_workdir
 
 _logger = logging.getLogger(__name__)
 
 # Diagnostics apply f about a hundred times per corrupted image, so that few images are taken.
 DIAGNOSED_EXAMPLES = 16  # in whole batches, so that there may be a few more
+MAX_SUPPRESSED = 0.01  # a larger fraction of suppressed anomalous pixels is told in a line
 TANGENT_IMAGES = 256  # at most so many normal images, from which tangents to ℳ are estimated
 
 
@@ -121,6 +129,10 @@ def evaluate(
         "images": {name: test.types.count(name) for name in (GOOD, *measure.defect_types(test))},
         "provenance": provenance.describe(model.config, step=model.step),
     }
+    if model.foreground:
+        content["foreground"] = _foreground(
+            test, _suppressed(model, test), model.foreground.fingerprint
+        )
     rows = _score_rows(test, detections, thresholds, settings.image_score)
     report = _report(model, test, detections, thresholds, content)
     with eval_folder.replace(out) as folder:
@@ -137,7 +149,7 @@ def detect_test(model: trained_model.Model, test: TestSplit) -> Detections:
     """Returns the detections of a model on the test images."""
     scores = {name: np.zeros(len(test.names)) for name in REPORTED_SCORES}
     detections = Detections([], [], scores)
-    results = detection.detect_all(model.params, test.images, model.config)
+    results = detection.detect_all(model.params, _suppressed(model, test), model.config)
     for i, result in enumerate(results):
         image = result.reconstruction
         detections.reconstructions.append(None if image is None else pictures.to_uint8(image))
@@ -178,6 +190,34 @@ def _measure_floor(
         "training_images": fitted.images,
         **measure.all_metrics(test, detections.scores, pairs, model.config.eval),
     }
+
+
+def _suppressed(model: trained_model.Model, test: TestSplit) -> np.ndarray:
+    """Returns the test images as the model sees them."""
+    cache_dir = model.config.data.cache_dir
+    return suppression.suppress_all(test.images, model.foreground, cache_dir=cache_dir, part="test")
+
+
+def _foreground(test: TestSplit, images: np.ndarray, fingerprint: str) -> dict[str, Any]:
+    """Returns how much of the test images is the object, and how much of the defects is not.
+
+    Args:
+      test: the test split.
+      images: its images with suppressed backgrounds.
+      fingerprint: that of the network.
+    """
+    kept = [image.any(axis=-1) for image in images]
+    content = {"fingerprint": fingerprint, "fraction": float(np.mean([k.mean() for k in kept]))}
+    if test.masks is None or not test.masks.any():
+        return {**content, "anomalous_pixels_suppressed": None}
+    lost = sum(int((mask & ~k).sum()) for mask, k in zip(test.masks, kept, strict=True))
+    fraction = lost / int(test.masks.sum())
+    if fraction > MAX_SUPPRESSED:
+        warn(
+            f"data.foreground: {fraction:.1%} of the anomalous pixels were suppressed as "
+            "background and cannot be found; a larger foreground.margin keeps more"
+        )
+    return {**content, "anomalous_pixels_suppressed": fraction}
 
 
 def _diagnose(

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, Shaped
+from jaxtyping import Array, Bool, Float, Key, Shaped
 
 Image = Float[Array, "h w c"]
 
@@ -23,6 +23,17 @@ def to_grey(images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
     # The weights by which Pillow converts stored images to grey, so that both agree.
     luma = images @ jnp.array([0.299, 0.587, 0.114], images.dtype)
     return jnp.broadcast_to(luma[..., None], images.shape)
+
+
+def foreground(images: Float[Array, "b h w c"]) -> Bool[Array, "b h w 1"]:
+    """Returns which pixels of suppressed images belong to the object.
+
+    The background of such an image is 0 in every channel, and no pixel of the object is
+    (`workdir.suppression`). Flips, crops, rotations and gains keep this exactly: a pixel is a
+    weighted mean of others with weights ≥ 0, which is 0 only if all that it is made of are 0. The
+    mask therefore never travels beside its image.
+    """
+    return jnp.any(images > 0, axis=-1, keepdims=True)
 
 
 def unit(x: Float[Array, "b *image"]) -> Float[Array, "b *image"]:

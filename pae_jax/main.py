@@ -9,6 +9,9 @@ from pae_jax.devices import process, surroundings
 
 # Each verb imports the heavy packages that it needs, so that `pae --help` is quick.
 
+# The verbs that compute for long, and so profit from memory on huge pages.
+_COMPUTING = ("train", "evaluate", "predict", "sweep", "compare", "foreground")
+
 USAGE = "Projecting autoencoders for structural anomaly detection."
 
 
@@ -124,6 +127,18 @@ def _compile(args: argparse.Namespace, overrides: list[str]) -> int:
         print(aot.format_report(report), flush=True)
         fits = fits and report.fits
     return 0 if fits else 1
+
+
+def _foreground(args: argparse.Namespace, overrides: list[str]) -> int:
+    from pae_jax import config_file, foreground
+    from pae_jax.workdir import logs
+
+    process.start()
+    logs.configure_logging()
+    outcome = foreground.train_foreground(config_file.load(args.config, overrides), args.workdir)
+    print(foreground.summary(outcome.report))
+    print(printable(f"{outcome.sheet}: look at it before data.foreground={args.workdir}"))
+    return 0
 
 
 def _export(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -256,11 +271,18 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--workdir", **workdir)
     sweep.set_defaults(run=_sweep)
 
+    foreground = verbs.add_parser(
+        "foreground", help="train a network that finds the object, to suppress the background"
+    )
+    foreground.add_argument("--config", **config)
+    foreground.add_argument("--workdir", **workdir)
+    foreground.set_defaults(run=_foreground)
+
     aot = verbs.add_parser("compile", help="estimate memory and time on accelerators, without them")
     aot.add_argument("--config", **config)
     aot.add_argument("--topology", required=True, help="a TPU slice or GPUs: v5e:2x2, h100, h100:8")
     aot.set_defaults(run=_compile)
-    for verb in (train, judge, sweep, aot):
+    for verb in (train, judge, sweep, foreground, aot):
         verb.epilog = "Any key of the configuration can be set by --config.KEY=VALUE."
 
     compare = verbs.add_parser("compare", help="compare runs on the same test images, on one page")
@@ -342,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     # The overrides are the unknown words, because their keys come from the config file.
     args, overrides = _parser().parse_known_args(argv)
-    if argv is None and args.verb in ("train", "evaluate", "predict", "sweep", "compare"):
+    if argv is None and args.verb in _COMPUTING:
         # Only for the command, because the restart would replace the process of another caller.
         process.restart_with_huge_pages()
     if note := surroundings.system_note():

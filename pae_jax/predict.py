@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines import decode
 from data_pipelines.cache import in_order, parallel
 from data_pipelines.errors import BadInput, spell
 from data_pipelines.new_images import NewImage, Notes, Opened, common_range, list_images, open_image
@@ -180,7 +179,7 @@ class _Job(NamedTuple):
         except BadInput as error:
             return _Loaded(image, error=str(error)), None
         kept = opened.pixels if opened.pixels.nbytes <= _KEPT_BYTES else None
-        resized = decode.resize(opened.pixels, self.model.config.data.shape)
+        resized = self.model.prepare(opened.pixels)
         loaded = _Loaded(image, opened.pixels.shape[:2], kept)
         return loaded, opened._replace(pixels=resized)
 

@@ -136,7 +136,8 @@ def make_examples(
         config.data.augmentation,
         config.data.train_shape,
     )
-    return corruption.corrupt(keys("corruption"), clean, textures, config.corruption)
+    examples = corruption.corrupt(keys("corruption"), clean, textures, config.corruption)
+    return corruption.spare_background(examples) if config.data.foreground else examples
 
 
 def step_flops(program_flops: float | None, config: Config) -> float | None:

@@ -67,5 +67,5 @@ def test_masks_are_exact(category, defect, monkeypatch):
 
 def test_unknown_pattern_names_the_known_ones():
     for items in (procedural.training_items, procedural.test_items):
-        with pytest.raises(BadInput, match=r"weave, dots .*'silk'"):
+        with pytest.raises(BadInput, match=r"weave, dots, clutter .*'silk'"):
             items("", "silk")

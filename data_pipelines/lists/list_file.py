@@ -11,7 +11,7 @@
 | `type`       | `good`, or the name of the defect                                           |
 | `mask`       | the path of the mask, or nothing; several are united                        |
 | `group`      | optional: training images of one group are held out together                |
-| `foreground` | optional: the path of a mask of the object                                  |
+| `foreground` | optional: a mask of the object in a training image, for `pae foreground`    |
 
 Paths are relative to the folder of the list. Several masks are separated by `|` in CSV and are an
 array in JSON lines, where every line is one object with the columns as keys. Other words for good
@@ -47,7 +47,7 @@ class Row(NamedTuple):
       type: "good" for a normal image, else the name of its defect.
       masks: the paths of its masks, which are united.
       group: training images of one group are held out together; "": no group.
-      foreground: the path of a mask of the object. Nothing reads it yet.
+      foreground: the path of a mask of the object, which `pae foreground` reads.
       drawn: a mask as PNG, in place of `masks`, that `write_list` writes beside the list.
       where: the file and the line or record, for error messages.
     """

@@ -8,7 +8,7 @@ in this sense.
 import functools
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,22 @@ def training_items(root: str, category: str) -> list[Item]:
       category: "".
     """
     return _items([row for row in _read(root, category) if row.split != TEST])
+
+
+def foreground_masks(root: str, category: str) -> dict[str, tuple[Callable[[], bytes], str]]:
+    """Returns the masks of the object in training images, by the name of the image.
+
+    A mask is what reads its file, and its path.
+    """
+    rows = {str(row.image): row for row in _read(root, category) if row.split != TEST}
+    masks = {}
+    for item in training_items(root, category):
+        if path := rows[item.origin].foreground:
+            if not os.path.isfile(path):
+                where = rows[item.origin].where
+                raise BadInput(f"{where}: no file {path}; paths are relative to the list")
+            masks[item.name] = functools.partial(read_file, path), str(path)
+    return masks
 
 
 def test_items(root: str, category: str) -> list[Item]:

@@ -62,6 +62,11 @@ def export(
     sidecar = path.with_name(f"{path.name}.json")
     writer = _check(path, sidecar, format)
     model = trained_model.load(workdir, overrides)
+    if model.foreground:
+        raise BadInput(
+            f"{workdir}: suppresses the background of its images by another network, which is no "
+            "part of an exported program; `pae pack` keeps both"
+        )
     files.check_writable(path.parent)
     chosen = trained_model.thresholds(workdir, model)
     config = program.settings(model.config)

@@ -3,6 +3,7 @@
 DIR/config.json         the configuration of the run
 DIR/parameters.npz      the parameters for evaluation (workdir/parameters.py)
 DIR/data.json           the record of the training split
+DIR/foreground.npz      the network that suppresses the background, if the run has one
 DIR/thresholds.json     scores of the held-out images, from which thresholds are chosen
 DIR/eval/metrics.json   the metrics of the run's evaluation, if it is one of these parameters
 DIR/provenance.json     the packages and the machine that packed it, the configuration, the step
@@ -23,7 +24,15 @@ from typing import Any
 from data_pipelines.errors import BadInput, CannotWrite, printable
 from pae_jax.config_schema import SCHEMA
 from pae_jax.deployment import model_card
-from pae_jax.workdir import files, parameters, provenance, record, thresholds, trained_model
+from pae_jax.workdir import (
+    files,
+    parameters,
+    provenance,
+    record,
+    suppression,
+    thresholds,
+    trained_model,
+)
 from pae_jax.workdir.changes import PLACES
 from pae_jax.workdir.paths import AnyPath, to_workdir
 
@@ -64,6 +73,8 @@ def pack(
         data_record = record.read_data_record(workdir)
         files.write_json(folder / "data.json", data_record)
         size = parameters.write(folder, model.params, model.step)
+        if model.foreground:
+            suppression.write(folder, model.foreground)
         held_out = workdir / thresholds.NAME
         if thresholds.read(workdir, model.params, model.step, model.config.eval) is not None:
             files.write_json(folder / thresholds.NAME, files.read_json(held_out))

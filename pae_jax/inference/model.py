@@ -19,7 +19,7 @@ from pae_jax.inference import stream
 from pae_jax.inference.regions import Region, find_regions
 from pae_jax.metrics import measure
 from pae_jax.report import pictures
-from pae_jax.workdir import trained_model
+from pae_jax.workdir import suppression, trained_model
 from pae_jax.workdir.paths import to_workdir
 
 ImagePath = str | os.PathLike[str]
@@ -96,6 +96,15 @@ class Model:
         several = list(images)
         return self._judge(several, [f"image {i}" for i in range(len(several))])
 
+    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+        """Returns an image as f sees it: of the network's size, with a suppressed background.
+
+        Args:
+          pixels: uint8 (h, w, c) of any size.
+        """
+        resized = decode.resize(pixels, self.config.data.shape)
+        return suppression.suppress(resized, self.trained.foreground)
+
     def start(self, batch: np.ndarray) -> Detection:
         """Starts the detection of uint8 (b, h, w, c) of the network's size; does not wait for it.
 
@@ -155,7 +164,7 @@ class Model:
                 pixels = new_images.open_image(image, model.channels, of_files).pixels
             else:
                 pixels = arrays.convert(image, model.channels, of_arrays).pixels
-            return pixels.shape[:2], decode.resize(pixels, data.shape)
+            return pixels.shape[:2], self.prepare(pixels)
 
         size = stream.batch_size(len(opened), self.config.eval.batch_size)
         loaded = in_order(load, opened, ahead=stream.ahead(size))

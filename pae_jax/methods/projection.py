@@ -6,6 +6,7 @@ At test time, the parts of an image that f changes are anomalous.
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
@@ -25,8 +26,18 @@ def init_network(config: Config, key: Key[Array, ""]) -> Any:
 
 
 def bind_network(params: Any, config: Config) -> Callable[[Array], Array]:
-    """Returns the network as f: images (b, h, w, 3) → images of the same shape."""
-    return unet.bind(config.model, params)
+    """Returns the network as f: images (b, h, w, 3) → images of the same shape.
+
+    With `data.foreground`, f leaves the background as it is, so that neither loss nor map nor any
+    diagnostic sees what the network makes of it, and f stays a projection there.
+    """
+    f = unet.bind(config.model, params)
+    # A Partial as well, for the same reason as in `unet.bind`.
+    return jax.tree_util.Partial(_keep_background, f) if config.data.foreground else f
+
+
+def _keep_background(f: Callable[[Array], Array], x: Array) -> Array:
+    return jnp.where(image_ops.foreground(x), f(x), x)
 
 
 def projection_loss(bind: Bind) -> Callable[..., tuple[PerImage, dict[str, Array]]]:

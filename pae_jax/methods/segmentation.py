@@ -43,7 +43,19 @@ def segmentation_loss(
     """Returns the binary cross-entropy of M > 0.1, averaged over pixels, plus the Dice loss."""
     del keys, step, hyperparameters
     logit = segmentation_logit(params, batch.corrupted, config)
-    target = (batch.mask[..., 0] > VISIBLE).astype(logit.dtype)
+    entropy, dice = region_losses(logit, (batch.mask[..., 0] > VISIBLE).astype(logit.dtype))
+    return entropy + dice, {"cross_entropy": entropy, "dice": dice}
+
+
+def region_losses(
+    logit: Float[Array, "b h w"], target: Float[Array, "b h w"]
+) -> tuple[PerImage, PerImage]:
+    """Returns the binary cross-entropy, averaged over pixels, and the Dice loss.
+
+    Args:
+      logit: that a pixel belongs to the region.
+      target: 1 in the region, 0 elsewhere.
+    """
     # From the logit, because the logarithm of a probability that is rounded or clipped to 0 has
     # no gradient.
     entropy = jnp.mean(optax.sigmoid_binary_cross_entropy(logit, target), axis=(1, 2))
@@ -51,8 +63,7 @@ def segmentation_loss(
     overlap = jnp.sum(probability * target, axis=(1, 2))
     total = jnp.sum(probability + target, axis=(1, 2))
     # The added 1 defines the quotient for an empty mask and an empty prediction.
-    dice = 1 - (2 * overlap + 1) / (total + 1)
-    return entropy + dice, {"cross_entropy": entropy, "dice": dice}
+    return entropy, 1 - (2 * overlap + 1) / (total + 1)
 
 
 def segmentation_map(params: Any, x: Images, config: Config) -> tuple[None, Float[Array, "b h w"]]:

@@ -20,6 +20,7 @@ FREE = {
     "data.root": PLACE,
     "data.textures": PLACE,
     "data.cache_dir": PLACE,
+    "data.foreground": PLACE,
     "data.num_threads": SAME,
     "model.remat": ROUNDING,
     "train.grad_accumulation_steps": ROUNDING,
@@ -32,6 +33,7 @@ FREE = {
     "sharding": ROUNDING,
     "population": ROUNDING,
     "eval": SAME,
+    "foreground": SAME,
     # These set the number of steps in one compiled call, and XLA compiles a loop of several steps
     # otherwise than one step.
     "data.on_device": ROUNDING,

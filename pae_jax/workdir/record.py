@@ -3,6 +3,7 @@
 W/config.json       the configuration and its schema; `changes` says what may differ at a resumption
 W/data.json         the training split: channels, counts, held-out names, fingerprints
 W/thresholds.json   see `thresholds`
+W/foreground.npz    see `suppression`
 """
 
 import contextlib

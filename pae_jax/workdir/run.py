@@ -18,7 +18,7 @@ from data_pipelines.textures import Textures, open_textures
 from pae_jax import augmentation, detection, methods
 from pae_jax.config import Config
 from pae_jax.devices import batches, process
-from pae_jax.workdir import changes, logs, record, thresholds, validation
+from pae_jax.workdir import changes, logs, record, suppression, thresholds, validation
 from pae_jax.workdir.checkpoint import Checkpoints
 from pae_jax.workdir.lock import Check
 from pae_jax.workdir.paths import AnyPath, to_workdir
@@ -231,7 +231,8 @@ def open_run(config: Config, workdir: str | os.PathLike[str]) -> Iterator[Run]:
         methods.check(config)
         lines = record.check_workdir(workdir, config)
         data, textures = open_data(config)
-        data_record, *earlier = _data_records(data, textures)
+        foreground = suppression.named_by(config)
+        data_record, *earlier = _data_records(data, textures, foreground)
     _compare_processes(workdir, config, data_record)
     with contextlib.ExitStack() as stack:
         check_owner = _no_check
@@ -239,6 +240,8 @@ def open_run(config: Config, workdir: str | os.PathLike[str]) -> Iterator[Run]:
             if is_main_process:
                 locked = record.lock_workdir(workdir, config, data_record, *earlier)
                 check_owner = stack.enter_context(locked)
+                if foreground:
+                    suppression.write(workdir, foreground)
                 for line in lines:
                     _logger.info("%s", printable(f"{workdir}: {line}"))
         staging = stack.enter_context(Staging(workdir))
@@ -281,15 +284,24 @@ def _compare_processes(workdir: AnyPath, config: Config, data_record: Mapping[st
 
 
 def open_data(config: Config) -> tuple[TrainingSplit, Textures]:
-    """Opens the training images and textures, each with a held-out part."""
+    """Opens the training images and textures, each with a held-out part.
+
+    The images have suppressed backgrounds if `data.foreground` names a network.
+    """
+    foreground = suppression.named_by(config)  # refused before the images are read
+    split = suppression.suppress_split(open_images(config), foreground, config.data.cache_dir)
+    return split, open_run_textures(config)
+
+
+def open_images(config: Config) -> TrainingSplit:
+    """Opens the training images as they are, with a held-out part."""
     data = config.data
-    split = open_training(
+    return open_training(
         data.spec,
         holdout_fraction=data.holdout_fraction,
         seed=config.train.seed,
         max_images=data.max_images,
     )
-    return split, open_run_textures(config)
 
 
 def open_run_textures(config: Config) -> Textures:
@@ -298,8 +310,11 @@ def open_run_textures(config: Config) -> Textures:
     return open_textures(data.textures, size=data.texture_size, cache_dir=data.cache_dir, seed=seed)
 
 
-def _data_records(data: TrainingSplit, textures: Textures) -> Iterator[dict[str, Any]]:
+def _data_records(
+    data: TrainingSplit, textures: Textures, foreground: suppression.Foreground | None
+) -> Iterator[dict[str, Any]]:
     """Yields the contents of data.json, and then those that earlier versions would have written."""
+    suppressed = {} if foreground is None else {"foreground": foreground.fingerprint}
     # Only where it has a part: a record without it is that of images of 8 bits.
     values = {} if data.value_range is None else {"value_range": list(data.value_range)}
     prints = (
@@ -310,6 +325,7 @@ def _data_records(data: TrainingSplit, textures: Textures) -> Iterator[dict[str,
         yield {
             "channels": data.channels,
             **values,
+            **suppressed,
             "training_images": len(data.images),
             "held_out_names": list(data.held_out_names),
             "fingerprint": fingerprint,

@@ -6,20 +6,21 @@ from typing import Any, NamedTuple
 
 import jax
 
-from data_pipelines.dataset import TrainingSplit, open_training
+from data_pipelines.dataset import TrainingSplit
 from data_pipelines.errors import BadInput, CannotWrite
 from data_pipelines.textures import Textures
 from pae_jax import train_step
 from pae_jax.config import Config, from_config_dict
 from pae_jax.config_file import override
 from pae_jax.detection import Thresholds, choose_thresholds, detect_all, summarise
-from pae_jax.workdir import parameters
+from pae_jax.workdir import parameters, suppression
 from pae_jax.workdir import thresholds as stored_thresholds
 from pae_jax.workdir.changes import PLACES
 from pae_jax.workdir.checkpoint import Checkpoints
 from pae_jax.workdir.paths import AnyPath
 from pae_jax.workdir.record import read_config, read_data_record
-from pae_jax.workdir.run import open_run_textures
+from pae_jax.workdir.run import open_images, open_run_textures
+from pae_jax.workdir.suppression import Foreground
 
 _logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Model(NamedTuple):
       step: the number of updates in the checkpoint.
       channels: the channels of the stored images; 1 if all training images are grey, else 3.
       value_range: the values of training images of more than 8 bits that became 0 and 255, or None.
+      foreground: the network that suppresses the background, or None.
     """
 
     config: Config
@@ -43,6 +45,7 @@ class Model(NamedTuple):
     step: int
     channels: int
     value_range: tuple[float, float] | None = None
+    foreground: Foreground | None = None
 
 
 def load(workdir: AnyPath, overrides: Sequence[str] = ()) -> Model:
@@ -63,10 +66,13 @@ def load(workdir: AnyPath, overrides: Sequence[str] = ()) -> Model:
                 f"data are: {', '.join(f'--config.{key}' for key in PLACES)}"
             )
     config = from_config_dict(override(config.to_dict(), overrides))
+    if config.data.foreground != read_config(workdir).data.foreground:
+        _check_foreground(workdir, config)
     step, params = _read_parameters(workdir, config)
     data = read_data_record(workdir)
     values = tuple(data["value_range"]) if "value_range" in data else None
-    return Model(config, params, step, data["channels"], values)
+    foreground = open_foreground(workdir, config)
+    return Model(config, params, step, data["channels"], values, foreground)
 
 
 def _read_parameters(workdir: AnyPath, config: Config) -> tuple[int, Any]:
@@ -122,13 +128,7 @@ def open_split(workdir: AnyPath, config: Config) -> TrainingSplit:
     Raises:
       BadInput: the training images are missing, or differ from those of the run.
     """
-    data = config.data
-    split = open_training(
-        data.spec,
-        holdout_fraction=data.holdout_fraction,
-        seed=config.train.seed,
-        max_images=data.max_images,
-    )
+    data, split = config.data, open_images(config)
     record = read_data_record(workdir)
     if record["fingerprint"] not in (split.fingerprint, split.earlier_fingerprint):
         raise BadInput(f"{data.root or data.source}: other training images than those of the run")
@@ -139,7 +139,40 @@ def open_split(workdir: AnyPath, config: Config) -> TrainingSplit:
             f"{workdir}: trained on values {values} of images of more than 8 bits, and by "
             f"data.value_range they are {split.value_range} now; train in a new workdir"
         )
-    return split
+    return suppression.suppress_split(split, open_foreground(workdir, config), data.cache_dir)
+
+
+def open_foreground(workdir: AnyPath, config: Config) -> Foreground | None:
+    """Returns the network that suppresses the backgrounds of a run; None if it has none.
+
+    It is read from the workdir of the run, which holds a copy.
+
+    Args:
+      workdir: the folder of a training run.
+      config: the configuration of the run.
+
+    Raises:
+      BadInput: the copy is missing, damaged, or not the one of the training.
+    """
+    if not config.data.foreground:
+        return None
+    foreground = suppression.read(workdir, "copy it from the workdir of `pae foreground`")
+    if foreground.fingerprint != read_data_record(workdir).get("foreground"):
+        raise BadInput(
+            f"{workdir / suppression.NAME}: another foreground network than that of the training; "
+            "copy the file from the workdir of `pae foreground`"
+        )
+    return foreground
+
+
+def _check_foreground(workdir: AnyPath, config: Config) -> None:
+    """Checks that an override of `data.foreground` names the network of the run."""
+    given, known = suppression.named_by(config), read_data_record(workdir).get("foreground")
+    if (given and given.fingerprint) != known:
+        raise BadInput(
+            f"data.foreground: {config.data.foreground or 'none'} is not the foreground network "
+            f"of the run in {workdir}; leave the key out, or train a run of its own with it"
+        )
 
 
 def open_textures(workdir: AnyPath, config: Config) -> Textures:
