@@ -88,6 +88,11 @@ MAPS: dict[str, Callable[[Images, Images], Maps]] = {
 }
 
 
+# How many pixels away a map still depends on the images, by the name of the map. The grid of msgms
+# repeats after 2 ** (MSGMS_SCALES - 1) pixels.
+REACH = {"mse": 0, "ssim": SSIM_RADIUS, "gms": 1, "msgms": 2**MSGMS_SCALES, "learned": 0}
+
+
 def _mean_kernel(width: float) -> np.ndarray:
     """Returns the weights of a window `width` pixels wide, which may be fractional."""
     radius = int(np.ceil((width - 1) / 2))

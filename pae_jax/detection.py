@@ -3,6 +3,7 @@
 This module neither reads nor writes files; `workdir.trained_model` does.
 """
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -75,12 +76,26 @@ def detect_float(params: Any, x: Float[Array, "b h w 3"], config: Config) -> Det
     if config.data.foreground and METHODS[config.method].localises:
         # After the smoothing, which spreads the map of the object over its border.
         maps = maps * image_ops.foreground(x)[..., 0]
-    scores = {
-        name: anomaly_map.image_score(maps, name, config.eval.topk_fraction)
-        for name in REPORTED_SCORES
-    }
     # A method that judges whole images returns maps of one value; every score is this value.
-    return Detection(reconstruction, jnp.broadcast_to(maps, x.shape[:3]), scores)
+    shown = jnp.broadcast_to(maps, x.shape[:3])
+    return Detection(reconstruction, shown, image_scores(maps, config.eval))
+
+
+def image_scores(maps: Float[Array, "b h w"], settings: EvalConfig) -> dict[str, Array]:
+    """Returns all image scores by name, each (b,)."""
+    fraction = settings.topk_fraction
+    return {name: anomaly_map.image_score(maps, name, fraction) for name in REPORTED_SCORES}
+
+
+def unsmoothed_map(params: Any, images: Array, config: Config) -> tuple[Any, Array]:
+    """Returns reconstructions and maps (b, h, w) before the smoothing, of uint8 (b, h, w, 1 or 3).
+
+    A pure function.
+    """
+    plain = dataclasses.replace(config.eval, smoothing="none")
+    return _averaged_map(
+        params, image_ops.to_float(images), dataclasses.replace(config, eval=plain)
+    )
 
 
 def _averaged_map(params: Any, x: Array, config: Config) -> tuple[Any, Array]:

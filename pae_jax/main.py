@@ -70,6 +70,7 @@ def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
         pixel_threshold=args.pixel_threshold,
         save_maps=args.save_maps,
         save_reconstructions=args.save_reconstructions,
+        tile=args.tile,
     )
     print(printable(str(scores)))
     return 0
@@ -252,6 +253,13 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--save_maps", action="store_true", help="write anomaly maps as TIFF")
     predict.add_argument(
         "--save_reconstructions", action="store_true", help="write reconstructions as PNG"
+    )
+    predict.add_argument(
+        "--tile",
+        default="off",
+        metavar="off|auto|PIXELS",
+        help="judge large images at their own size, in tiles of this side or as large as the memory"
+        " allows, instead of resizing them to the training size (off); docs/troubleshooting.md",
     )
     predict.set_defaults(run=_predict)
 

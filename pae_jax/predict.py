@@ -72,6 +72,7 @@ def predict(
     pixel_threshold: float | None = None,
     save_maps: bool = False,
     save_reconstructions: bool = False,
+    tile: str | int = "off",
 ) -> AnyPath:
     """Detects the anomalies in images; see the module for what is written.
 
@@ -90,6 +91,7 @@ def predict(
       pixel_threshold: the value of the map above which a pixel is anomalous; by default the same.
       save_maps: also writes the maps.
       save_reconstructions: also writes the reconstructions.
+      tile: "off", "auto" or a side in pixels: judges large images at their own size, see `load`.
 
     Returns:
       The path of scores.csv.
@@ -102,7 +104,9 @@ def predict(
     out = to_path(out)
     # Checked first, because restoring the model takes longer.
     check_free(out)
-    model = load(workdir, overrides, threshold=threshold, pixel_threshold=pixel_threshold)
+    model = load(
+        workdir, overrides, threshold=threshold, pixel_threshold=pixel_threshold, tile=tile
+    )
     if save_reconstructions and METHODS[model.config.method].reconstruct is None:
         raise BadInput(f"--save_reconstructions: method={model.config.method} makes none")
     found = list_images(str(images), is_result)
@@ -118,6 +122,8 @@ def predict(
             for row, regions in rows:
                 tables.append(row, regions)
         notes.warn()
+        if model.tiles:
+            model.tiles.report()
         tables.finish()
     if tables.errors:
         raise BadInput(
@@ -131,7 +137,9 @@ def _record(job: "_Job", place: str, names: list[str]) -> dict[str, Any]:
     """Returns what the results of a prediction depend on."""
     settings, trained = job.model.config.eval, job.model.trained
     digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:32]
-    return {
+    # Without tiles the record is that of earlier versions, whose predictions go on.
+    tiles = {"tiles": list(job.model.tiles.plan)} if job.model.tiles else {}
+    return tiles | {
         "schema": SCHEMA,
         "model": thresholds.identify(trained.params, trained.step),
         "settings": thresholds.dependencies(settings) | {"image_score": settings.image_score},
@@ -148,8 +156,7 @@ def _rows(
     job: "_Job", images: Sequence[NewImage], done: int, notes: Notes
 ) -> Generator[_Rows, None, None]:
     """Yields the rows of the images from number `done` on, after their pictures were written."""
-    size = stream.batch_size(len(images), job.model.config.eval.batch_size)
-    ahead = stream.ahead(size)
+    size, ahead = job.model.batching(len(images))
 
     def resized(images: Sequence[NewImage]) -> Iterator[tuple[_Loaded, np.ndarray | None]]:
         for loaded, opened in parallel(job.read, images, "predicting", ahead=ahead):
@@ -173,20 +180,18 @@ class _Job(NamedTuple):
     save_reconstructions: bool
 
     def read(self, image: NewImage) -> tuple[_Loaded, Opened | None]:
-        """Decodes a file; the second part of the result has the network's size."""
+        """Decodes a file; the second part of the result has the size that is judged."""
         try:
             opened = self._open(image)
         except BadInput as error:
             return _Loaded(image, error=str(error)), None
         kept = opened.pixels if opened.pixels.nbytes <= _KEPT_BYTES else None
-        resized = self.model.prepare(opened.pixels)
         loaded = _Loaded(image, opened.pixels.shape[:2], kept)
-        return loaded, opened._replace(pixels=resized)
+        return loaded, opened._replace(pixels=self.model.prepare(opened.pixels))
 
     def start(self, batch: np.ndarray) -> Detection:
         """Starts the detection of a batch, without what is not written."""
-        found = self.model.start(batch)
-        return found if self.save_reconstructions else found._replace(reconstruction=None)
+        return self.model.start(batch, reconstruct=self.save_reconstructions)
 
     def write(self, pair: tuple[_Loaded, Detection | None]) -> _Rows:
         """Writes the pictures of an image; returns its rows."""

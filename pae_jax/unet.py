@@ -232,7 +232,7 @@ class UNet(nn.Module):
         _, height, width, channels = x.shape
         outputs = self.outputs or (1 if config.grey else channels)
         y = INPUTS[config.input](x)
-        y = image_ops.pad_to_multiple(y, config.patch_size * 2 ** len(config.widths))
+        y = image_ops.pad_to_multiple(y, stride(config))
         # Inputs are centred, so that the first convolution sees values of both signs.
         y = image_ops.space_to_depth(2 * y.astype(jnp.dtype(config.dtype)) - 1, config.patch_size)
 
@@ -323,6 +323,42 @@ def _apply(config: ModelConfig) -> Callable[[Any, Array], Array]:
             return cast(Array, backbone(config).apply(variables, x))
 
     return apply
+
+
+def stride(config: ModelConfig) -> int:
+    """Returns the smallest shift in pixels that f commutes with: blocks and pooling have a grid."""
+    return config.patch_size * 2 ** len(config.widths)
+
+
+def reach(config: ModelConfig) -> int:
+    """Returns how many pixels away, along an axis, f(x) still depends on x.
+
+    It follows from the convolutions, pooling and blocks, and is exact for norm="none". The
+    statistics of a norm depend on the whole image besides.
+    """
+    # Positions within one stride see different distances.
+    seen = [(pixel, *_seen(pixel, config)) for pixel in range(stride(config))]
+    return max(max(pixel - first, last - pixel) for pixel, first, last in seen)
+
+
+def _seen(pixel: int, config: ModelConfig) -> tuple[int, int]:
+    """Returns the first and the last pixel on which f(x) at `pixel` depends along an axis."""
+    first = last = pixel // config.patch_size
+    for _ in config.widths:  # from the last layer through the decoder
+        first, last = first - config.convs_per_stage, last + config.convs_per_stage
+        first, last = first // 2, last // 2
+    spread = max(config.dilation_rates) * (config.dilated_kernel_size // 2)
+    first -= config.bottleneck_layers * spread
+    last += config.bottleneck_layers * spread
+    # A skip connection sees a part of what the coarser stage sees.
+    for _ in config.widths:
+        first, last = 2 * first, 2 * last + 1
+        first, last = first - config.convs_per_stage, last + config.convs_per_stage
+    margin = 0
+    if config.input == "high_pass":
+        margin = image_ops.gaussian_kernel(HIGH_PASS_SIGMA).size // 2
+    patch = config.patch_size
+    return first * patch - margin, (last + 1) * patch - 1 + margin
 
 
 def product_precision(config: ModelConfig) -> contextlib.AbstractContextManager[Any]:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import layouts
+import pae_jax
 import runs
 from data_pipelines import foregrounds, procedural
 from data_pipelines.errors import BadInput
@@ -184,6 +185,18 @@ def test_evaluation_and_prediction_need_the_workdir_alone(root, run, tmp_path):
     # The two differ in the noise of the background alone, which changes few pixels of the mask.
     first, second = (line.split(",") for line in scores.splitlines()[1:])
     np.testing.assert_allclose(float(first[1]), float(second[1]), rtol=0.3)
+
+
+def test_tiles_see_no_background(run):
+    """The map is 0 in the background, and nowhere else."""
+    image, _ = draw(np.random.default_rng(9))
+    tiled = pae_jax.load(run, tile=64)
+    found = tiled(image)
+    suppressed = suppression.suppress(image[..., None], tiled.trained.foreground)
+    background = ~suppressed.any(axis=-1)
+    assert 0.5 < background.mean() < 0.8
+    assert not found.map[background].any()
+    assert found.map[~background].all()
 
 
 def test_a_packed_model_keeps_the_network_and_an_exported_one_cannot(run, tmp_path):

@@ -16,6 +16,7 @@ from data_pipelines.new_images import NewImage
 from pae_jax import detection
 from pae_jax.detection import Detection, Thresholds
 from pae_jax.inference import stream
+from pae_jax.inference import tiles as tiling
 from pae_jax.inference.regions import Region, find_regions
 from pae_jax.metrics import measure
 from pae_jax.report import pictures
@@ -55,13 +56,20 @@ class Model:
       config: the configuration of the run, with the overrides.
       thresholds: the values above which an image is defective, and a pixel anomalous.
       trained: the parameters, and what is known of the training images.
+      tiles: judges images at their own size; None if they are resized to the network's.
     """
 
-    def __init__(self, trained: trained_model.Model, thresholds: Thresholds):
+    def __init__(
+        self, trained: trained_model.Model, thresholds: Thresholds, tile: str | int = "off"
+    ):
         """Binds the thresholds to the model; `load` reads both from a workdir."""
         self.trained, self.thresholds, self.config = trained, thresholds, trained.config
         self._inference_config = detection.inference_config(trained.config)
         self._lock = threading.Lock()
+        self.tiles: tiling.Tiles | None = None
+        if (choice := tiling.parse(tile)) != "off":
+            config = self._inference_config
+            self.tiles = tiling.Tiles(trained.params, config, trained.channels, choice)
 
     @overload
     def __call__(self, images: ImagePath) -> Result: ...
@@ -97,22 +105,41 @@ class Model:
         return self._judge(several, [f"image {i}" for i in range(len(several))])
 
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
-        """Returns an image as f sees it: of the network's size, with a suppressed background.
+        """Returns an image as f sees it, with a suppressed background if the run suppresses it.
 
         Args:
-          pixels: uint8 (h, w, c) of any size.
+          pixels: uint8 (h, w, c) of any size; it becomes the network's, unless there are tiles.
         """
-        resized = decode.resize(pixels, self.config.data.shape)
-        return suppression.suppress(resized, self.trained.foreground)
+        if not self.tiles:
+            pixels = decode.resize(pixels, self.config.data.shape)
+        return suppression.suppress(pixels, self.trained.foreground)
 
-    def start(self, batch: np.ndarray) -> Detection:
-        """Starts the detection of uint8 (b, h, w, c) of the network's size; does not wait for it.
+    def batching(self, images: int) -> tuple[int, int]:
+        """Returns the size of a batch, and how many images are prepared before they are needed.
 
-        Each size of a batch is compiled once.
+        Args:
+          images: their number.
+        """
+        if self.tiles:  # large images of any size
+            return 1, 1
+        size = stream.batch_size(images, self.config.eval.batch_size)
+        return size, stream.ahead(size)
+
+    def start(self, batch: np.ndarray, *, reconstruct: bool = True) -> Detection:
+        """Starts the detection of uint8 (b, h, w, c) from `resize`; does not wait for it.
+
+        Each size of a batch is compiled once. With tiles it is done when the function returns.
+
+        Args:
+          batch: the images.
+          reconstruct: False leaves out the reconstructions.
         """
         # Two threads would both compile a new size.
         with self._lock:
-            return detection.start_batch(self.trained.params, batch, self._inference_config)
+            if self.tiles:
+                return self.tiles.detect(batch, reconstruct=reconstruct)
+            found = detection.start_batch(self.trained.params, batch, self._inference_config)
+            return found if reconstruct else found._replace(reconstruction=None)
 
     def result(self, found: Detection, shape: tuple[int, int]) -> Result:
         """Returns the detection of one image at the image's own size.
@@ -166,8 +193,8 @@ class Model:
                 pixels = arrays.convert(image, model.channels, of_arrays).pixels
             return pixels.shape[:2], self.prepare(pixels)
 
-        size = stream.batch_size(len(opened), self.config.eval.batch_size)
-        loaded = in_order(load, opened, ahead=stream.ahead(size))
+        size, ahead = self.batching(len(opened))
+        loaded = in_order(load, opened, ahead=ahead)
 
         def finish(pair: tuple[tuple[int, int], Detection | None]) -> Result:
             shape, found = pair
@@ -175,7 +202,7 @@ class Model:
             return self.result(found, shape)
 
         pairs = stream.detect_in_batches(self.start, loaded, size)
-        return list(in_order(finish, pairs, ahead=stream.ahead(size)))
+        return list(in_order(finish, pairs, ahead=ahead))
 
 
 def load(
@@ -184,6 +211,7 @@ def load(
     *,
     threshold: float | None = None,
     pixel_threshold: float | None = None,
+    tile: str | int = "off",
 ) -> Model:
     """Loads the model of a training run, ready to judge images.
 
@@ -200,10 +228,14 @@ def load(
       threshold: the image score above which an image is defective; by default chosen from the
         held-out normal images.
       pixel_threshold: the value of the map above which a pixel is anomalous; by default the same.
+      tile: "off" resizes every image to the network's size. Otherwise it is judged at its own size
+        in tiles: "auto", or their side in pixels; see `tiles`. Thresholds stay those of the
+        network's size.
 
     Raises:
       BadInput: one line that names the file, folder or key.
     """
+    tiling.parse(tile)  # before the model is restored, which takes longer
     for name, value in (("threshold", threshold), ("pixel_threshold", pixel_threshold)):
         if value is not None and not math.isfinite(value):
             raise BadInput(f"{name}: a finite number, not {value}")
@@ -213,5 +245,5 @@ def load(
     given = {name: value for name, value in given.items() if value is not None}
     if len(given) == 2:  # what is stored is not needed
         rate = trained.config.eval.false_positive_rate
-        return Model(trained, Thresholds(**given, images=0, false_positive_rate=rate))
-    return Model(trained, trained_model.thresholds(place, trained)._replace(**given))
+        return Model(trained, Thresholds(**given, images=0, false_positive_rate=rate), tile)
+    return Model(trained, trained_model.thresholds(place, trained)._replace(**given), tile)

@@ -125,9 +125,16 @@ def bind_discrepancy(params: Any, config: Config) -> Callable[[Array], Array]:
     return bind_network(params["f"], config)
 
 
+def networks(config: Config) -> tuple[ModelConfig, ...]:
+    """Returns the architecture of f, and that of g if the map is that of g."""
+    learned = config.eval.anomaly_map == "learned"
+    return (config.model, head_model(config)) if learned else (config.model,)
+
+
 METHOD = Method(
     init=init_discrepancy,
     loss=discrepancy_loss,
     anomaly_map=discrepancy_map,
     reconstruct=bind_discrepancy,
+    networks=networks,
 )

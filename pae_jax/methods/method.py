@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from pae_jax import image_ops
-from pae_jax.config import Config
+from pae_jax.config import Config, ModelConfig
 
 Images = Float[Array, "b h w 3"]
 PerImage = Float[Array, " b"]
@@ -33,6 +33,9 @@ class Method(NamedTuple):
         function; then there are no diagnostics.
       fit: (params, stored images (n, h, w, c), config) → parameters, on the host, once before
         the first step. None if nothing is computed from the training images at once.
+      networks: config → the networks through which an image passes to its map, one after another,
+        if each value of the map follows from a neighbourhood in the image; then large images can
+        be judged in tiles. None otherwise.
       localises: True if the maps differ between pixels; otherwise pixel metrics are undefined.
       fixed_size: True if training and test images must have the same size.
       closed_form: True if `fit` is the whole training, so that no step is taken.
@@ -44,6 +47,7 @@ class Method(NamedTuple):
     anomaly_map: Callable[[Any, Array, Config], tuple[Array | None, Array]]
     reconstruct: Callable[[Any, Config], Callable[[Array], Array]] | None = None
     fit: Callable[[Any, Any, Config], Any] | None = None
+    networks: Callable[[Config], tuple[ModelConfig, ...]] | None = None
     localises: bool = True
     fixed_size: bool = False
     closed_form: bool = False

@@ -75,4 +75,5 @@ METHOD = Method(
     loss=projection_loss(bind_network),
     anomaly_map=projection_map(bind_network),
     reconstruct=bind_network,
+    networks=lambda config: (config.model,),
 )

@@ -75,4 +75,9 @@ def segmentation_map(params: Any, x: Images, config: Config) -> tuple[None, Floa
     return None, smoothed
 
 
-METHOD = Method(init=init_network, loss=segmentation_loss, anomaly_map=segmentation_map)
+METHOD = Method(
+    init=init_network,
+    loss=segmentation_loss,
+    anomaly_map=segmentation_map,
+    networks=lambda config: (config.model,),
+)

@@ -311,7 +311,9 @@ def open_run_textures(config: Config) -> Textures:
 
 
 def _data_records(
-    data: TrainingSplit, textures: Textures, foreground: suppression.Foreground | None
+    data: TrainingSplit,
+    textures: Textures,
+    foreground: suppression.Foreground | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yields the contents of data.json, and then those that earlier versions would have written."""
     suppressed = {} if foreground is None else {"foreground": foreground.fingerprint}
