@@ -82,7 +82,7 @@ def without_files(workdir: Path, options: argparse.Namespace) -> dict[int, float
         shape = (count, *model.config.data.shape, model.channels)
         images = jax.device_put(rng.integers(0, 256, shape, np.uint8))
         return lambda: [
-            jax.block_until_ready(detect(model.params, images)) for _ in range(repeats[count])
+            jax.block_until_ready(detect(model.detector, images)) for _ in range(repeats[count])
         ]
 
     # Every batch size gets about the same number of images per turn.

@@ -152,6 +152,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     evaluation.smoothing = "gaussian"  # filter of the map: gaussian | mean | none
     evaluation.smoothing_fraction = 1 / 12  # size of the filter as a fraction of the side
     evaluation.symmetries = False  # average the map over the flips and turns of data.augmentation
+    # none | position: the map in standard deviations of the held-out normal images (at least 3) at
+    # each position; for images that are aligned with each other
+    evaluation.calibration = "none"
     evaluation.image_score = "sum"  # score of an image: sum of its map (the paper's) | max | topk
     evaluation.topk_fraction = 0.01  # fraction of the pixels that topk averages
     evaluation.false_positive_rate = 0.05  # on held-out normal images, sets the thresholds

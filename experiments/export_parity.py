@@ -34,7 +34,7 @@ def main() -> int:
 
 def print_table(workdir: str, overrides: list[str]) -> None:
     model = trained_model.load(to_workdir(workdir), overrides)
-    config, params = program.settings(model.config), jax.device_get(model.params)
+    config, params = program.settings(model.config), jax.device_get(model.detector)
     shape = (*config.data.shape, model.channels)
     print(provenance.line("jax", "flatbuffers", "jax2onnx", "onnxruntime"))
     print("\n| format | MB | images | map | scores, relative | limit |")

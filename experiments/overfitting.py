@@ -173,7 +173,7 @@ def evaluate(workdir: Path, config: Config, points: Sequence[int], data: Data) -
 
 def evaluate_test(model: trained_model.Model, test: TestSplit) -> dict[str, float]:
     """Evaluates the test split at the network's size, which is the default of `pae evaluate`."""
-    detections = list(detection.detect_all(model.params, test.images, model.config))
+    detections = list(detection.detect_all(model.detector, test.images, model.config))
     values = {
         f"image_auroc_{kind}": metrics.auroc(
             np.array([detection.scores[kind] for detection in detections]), test.labels

@@ -108,7 +108,7 @@ def _figures(
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Returns the figure of every defective image, NaN for the others, and every image's score."""
     figures, scores = np.full(len(test.names), np.nan), np.zeros(len(test.names))
-    detections = detection.detect_all(model.params, test.images, model.config)
+    detections = detection.detect_all(model.detector, test.images, model.config)
     for i, detected in enumerate(detections):
         scores[i] = detected.scores[model.config.eval.image_score]
         if by_pixels and test.masks is not None and test.masks[i].any():
@@ -125,7 +125,7 @@ def _draw(
 ) -> tuple[list[str], bytes]:
     """Returns the names of the rows, and a PNG file with tiles as large as `LARGEST` allows."""
     images = test.images[np.asarray(indices)]
-    detections = list(detection.detect_all(model.params, images, model.config))
+    detections = list(detection.detect_all(model.detector, images, model.config))
     rows: dict[str, list[np.ndarray]] = {}
     content = b""
     for side in SIDES:

@@ -1,4 +1,6 @@
-"""Anomaly maps Δ(x, f(x)), their smoothing, and image scores (§2.2 of arXiv 2606.15280).
+"""Anomaly maps Δ(x, f(x)), their smoothing and calibration, and image scores (§2.2).
+
+The paper is arXiv 2606.15280.
 
 A map compares an image with its reconstruction pixel by pixel: 0 where they agree, towards 1 where
 they differ. Maps are symmetric in their arguments and exactly 0 for equal images.
@@ -10,20 +12,22 @@ Borders are continued by reflection with the edge pixel repeated (d c b a | a b 
 often as a window needs. A map therefore has its image's size, down to one pixel.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from pae_jax import image_ops
 from pae_jax.config import EvalConfig
 
 Images = Float[Array, "b h w c"]
 Maps = Float[Array, "b h w"]
+HostMaps = Float32[np.ndarray, "n h w"]
 
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # (K₁L)², (K₂L)² for the data range L = 1
 SSIM_SIGMA, SSIM_RADIUS = 1.5, 5  # the Gaussian window has 11×11 pixels
@@ -136,6 +140,92 @@ def smoothed_map(x: Images, reconstruction: Images, config: EvalConfig) -> Maps:
     """Returns the smoothed anomaly map Δ(x, f(x)) of §2.2, (b, h, w), as `config` chooses it."""
     maps = MAPS[config.anomaly_map](x, reconstruction)
     return smooth(maps, config.smoothing, config.smoothing_fraction)
+
+
+class Calibration(NamedTuple):
+    """The statistics of the smoothed maps of normal images at each position.
+
+    Attributes:
+      mean: (h, w), the mean of the maps.
+      deviation: (h, w), positive: σ̃ + 0.2·g. σ̃ is the standard deviation, smoothed by a Gaussian of
+        twice the width of the maps' window. g is the root mean square of the standard deviation
+        over all positions, towards which the value of a position is shrunk.
+    """
+
+    mean: Any
+    deviation: Any
+
+
+SHRINKAGE = 0.2  # the weight of g
+MIN_DEVIATION = 1e-8  # equal maps are not divided by 0
+
+
+def standardise(maps: Any, calibration: Calibration) -> Any:
+    """Returns maps (b, h, w), of JAX or numpy, in standard deviations from the mean of normal ones.
+
+    The values have no limits; those below the mean are negative.
+    """
+    return (maps - calibration.mean[None]) / calibration.deviation[None]
+
+
+def calibration_of(maps: HostMaps, fraction: float) -> Calibration:
+    """Returns the calibration from smoothed maps of normal images; float32, on the host.
+
+    Args:
+      maps: (n, h, w), at least two.
+      fraction: `eval.smoothing_fraction`.
+    """
+    mean, squares = _sums(maps)
+    smoothing = _Smoothing(mean.shape, fraction)
+    return _to_calibration(mean, squares / (len(maps) - 1), smoothing)
+
+
+def leave_one_out(maps: HostMaps, fraction: float) -> Iterator[Float32[np.ndarray, "h w"]]:
+    """Yields each map standardised by the calibration from all others, (h, w) float32 each.
+
+    A map is never far from statistics that contain it: a value of n is at most (n − 1)/√n of their
+    standard deviations from their mean, whatever it is. Thresholds chosen so would be too low.
+
+    Args:
+      maps: (n, h, w), at least three.
+      fraction: `eval.smoothing_fraction`.
+    """
+    count = len(maps)
+    mean, squares = _sums(maps)
+    smoothing = _Smoothing(mean.shape, fraction)
+    for values in maps:
+        offset = values - mean
+        # Without this map the mean moves by offset/(n − 1), and the sum of squares about the mean
+        # loses offset²·n/(n − 1).
+        rest = np.maximum(squares - offset**2 * count / (count - 1), 0)
+        others = _to_calibration(mean - offset / (count - 1), rest / (count - 2), smoothing)
+        yield standardise(values[None], others)[0]
+
+
+def _sums(maps: HostMaps) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean of maps and the sum of the squares about it, in float64."""
+    mean = maps.mean(axis=0, dtype=np.float64)
+    squares = np.zeros_like(mean)
+    for values in maps:  # map by map, so that no copy of all of them in float64 is made
+        squares += (values - mean) ** 2
+    return mean, squares
+
+
+class _Smoothing:
+    """The filter of standard deviations: a Gaussian of twice the width of the maps' window."""
+
+    def __init__(self, shape: tuple[int, ...], fraction: float):
+        kernel = _gaussian_kernel(max(1.0, 2 * fraction * min(shape)))
+        self._rows, self._columns = (image_ops.filter_matrix(kernel, size) for size in shape)
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        return self._rows @ values @ self._columns.T
+
+
+def _to_calibration(mean: np.ndarray, variance: np.ndarray, smoothing: _Smoothing) -> Calibration:
+    deviation = smoothing(np.sqrt(variance)) + SHRINKAGE * np.sqrt(variance.mean())
+    deviation = np.maximum(deviation, MIN_DEVIATION)
+    return Calibration(mean.astype(np.float32), deviation.astype(np.float32))
 
 
 def _sum(maps: Maps, topk_fraction: float) -> Float[Array, " b"]:

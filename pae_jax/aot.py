@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from data_pipelines import published
 from data_pipelines.errors import BadInput
 from pae_jax import detection, diagnostics, evaluate, image_ops, objective, population, train_step
+from pae_jax.anomaly_map import Calibration
 from pae_jax.config import Config
 from pae_jax.corruption import CorruptedBatch
 from pae_jax.devices import costs, hardware, sharding, topology
@@ -283,6 +284,9 @@ def _prediction(config: Config) -> Program:
     """Returns the program of `detection.detect_all`."""
     count, (height, width) = config.eval.batch_size, config.data.shape
     params, images = _state(config).eval_params, _pixels(count, height, width)
+    if config.eval.calibration != "none":
+        statistics = jax.ShapeDtypeStruct((height, width), jnp.float32)
+        params = detection.Calibrated(params, Calibration(statistics, statistics))
     return Program(
         f"prediction, and detection in the evaluation: {count} images of {height}×{width} on "
         "one chip",

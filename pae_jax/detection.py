@@ -12,12 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from data_pipelines.errors import BadInput
 from pae_jax import anomaly_map, augmentation, image_ops
+from pae_jax.anomaly_map import Calibration
 from pae_jax.config import Config, DataConfig, EvalConfig
 from pae_jax.methods import METHODS
 
 # The paper sums the map (§2.2). The other two depend less on the size of the defect.
 REPORTED_SCORES = ("sum", "max", "topk")
+
+# Each of them is standardised by the others, which need two for a standard deviation.
+MIN_CALIBRATION_IMAGES = 3
 
 
 class Detection(NamedTuple):
@@ -26,7 +31,8 @@ class Detection(NamedTuple):
     Attributes:
       reconstruction: (b, h, w, 3), f(x̂), fⁿ(x̂) or the fixed point, float32 in [0, 1]; None for a
         method without reconstructions.
-      map: (b, h, w), the smoothed anomaly map Δ(x̂, ·), float32 in [0, 1].
+      map: (b, h, w), the smoothed anomaly map Δ(x̂, ·), float32 in [0, 1]; with a calibration, in
+        standard deviations of normal images.
       scores: image scores by name, each (b,).
     """
 
@@ -65,14 +71,36 @@ class HeldOut(NamedTuple):
     maxima: list[float]
 
 
+class Calibrated(NamedTuple):
+    """Parameters of a model with the calibration of its maps; `detect` takes it as parameters.
+
+    Attributes:
+      params: the parameters.
+      calibration: the statistics of the held-out normal images.
+    """
+
+    params: Any
+    calibration: Calibration
+
+
 def detect(params: Any, images: Array, config: Config) -> Detection:
-    """Returns the detection of a batch of uint8 images (b, h, w, 1 or 3); a pure function."""
+    """Returns the detection of a batch of uint8 images (b, h, w, 1 or 3); a pure function.
+
+    Args:
+      params: the parameters, or `Calibrated` ones, by which the map is standardised. Without a
+        calibration, as during the validation of a training, `eval.calibration` has no effect.
+      images: the batch.
+      config: the configuration.
+    """
     return detect_float(params, image_ops.to_float(images), config)
 
 
 def detect_float(params: Any, x: Float[Array, "b h w 3"], config: Config) -> Detection:
-    """Returns the detection of a batch of float images in [0, 1]; a pure function."""
+    """Returns the detection of a batch of float images in [0, 1]; see `detect`."""
+    params, calibration = params if isinstance(params, Calibrated) else (params, None)
     reconstruction, maps = _averaged_map(params, x, config)
+    if calibration is not None:
+        maps = anomaly_map.standardise(maps, calibration)
     if config.data.foreground and METHODS[config.method].localises:
         # After the smoothing, which spreads the map of the object over its border.
         maps = maps * image_ops.foreground(x)[..., 0]
@@ -181,6 +209,66 @@ def inference_config(config: Config) -> Config:
         eval=config.eval,
         baseline=config.baseline,
     )
+
+
+def check_calibration(config: Config, held_out: int | None = None) -> None:
+    """Checks that the maps of a config can be calibrated, if it asks for that.
+
+    Args:
+      config: the configuration.
+      held_out: the number of held-out images; None if it is not known yet.
+
+    Raises:
+      BadInput: the method has no maps, or there are too few images.
+    """
+    choice = config.eval.calibration
+    if choice == "none":
+        return
+    if not METHODS[config.method].localises:
+        raise BadInput(
+            f"eval.calibration: {choice} needs maps, and the method {config.method} scores whole "
+            "images; set it to none"
+        )
+    if held_out is not None and held_out < MIN_CALIBRATION_IMAGES:
+        raise BadInput(
+            f"eval.calibration: {choice} needs at least {MIN_CALIBRATION_IMAGES} held-out images, "
+            f"and there are {held_out}; set it to none, or raise data.holdout_fraction (another "
+            "training)"
+        )
+
+
+def measure_held_out(
+    params: Any, images: UInt8[np.ndarray, "n h w c"], config: Config
+) -> tuple[HeldOut, Calibration | None]:
+    """Returns what thresholds are chosen from, and the calibration if the config asks for one.
+
+    With a calibration, the scores and maxima of each image are those of its map standardised by the
+    maps of the others, so that no image is judged by statistics that contain it.
+
+    Args:
+      params: the parameters of the model, without a calibration.
+      images: the held-out normal images.
+      config: the configuration.
+
+    Raises:
+      BadInput: see `check_calibration`.
+    """
+    check_calibration(config, len(images))
+    detections = detect_all(params, images, config)
+    if config.eval.calibration == "none":
+        return summarise(detections), None
+    maps = np.stack([result.map for result in detections])
+    fraction = config.eval.smoothing_fraction
+    standardised = anomaly_map.leave_one_out(maps, fraction)
+    held_out = summarise(_rescore(values, config.eval) for values in standardised)
+    return held_out, anomaly_map.calibration_of(maps, fraction)
+
+
+def _rescore(values: Float[np.ndarray, "h w"], settings: EvalConfig) -> Detection:
+    """Returns the detection of one image from its standardised map."""
+    # Put explicitly, because the training loop allows no other transfer.
+    scores = jax.device_get(image_scores(jax.device_put(values[None]), settings))
+    return Detection(None, values, {name: value[0] for name, value in scores.items()})
 
 
 def summarise(detections: Iterable[Detection]) -> HeldOut:

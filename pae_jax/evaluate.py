@@ -149,7 +149,7 @@ def detect_test(model: trained_model.Model, test: TestSplit) -> Detections:
     """Returns the detections of a model on the test images."""
     scores = {name: np.zeros(len(test.names)) for name in REPORTED_SCORES}
     detections = Detections([], [], scores)
-    results = detection.detect_all(model.params, _suppressed(model, test), model.config)
+    results = detection.detect_all(model.detector, _suppressed(model, test), model.config)
     for i, result in enumerate(results):
         image = result.reconstruction
         detections.reconstructions.append(None if image is None else pictures.to_uint8(image))
@@ -181,7 +181,7 @@ def _measure_floor(
         _logger.warning("%s; the floor is left out (--config.data.root=DIR names the data)", error)
         return {}
     fitted = floor.fit(model.config, images)
-    simple = model._replace(config=fitted.config, params=fitted.params)
+    simple = model._replace(config=fitted.config, params=fitted.params, calibration=None)
     detections = detect_test(simple, test)
     pairs = pixel_pairs(simple, test, detections)
     return {
@@ -288,9 +288,11 @@ def _report(
     settings = model.config.eval
     curve = metrics.image_metrics(detections.scores[settings.image_score], test.labels).curve
     if METHODS[model.config.method].localises:
-        note = f"Pixel metrics at {record['evaluated_at']['size']} size."
+        notes = [f"Pixel metrics at {record['evaluated_at']['size']} size."]
     else:
-        note = f"The method {model.config.method} scores whole images: its maps are constant."
+        notes = [f"The method {model.config.method} scores whole images: its maps are constant."]
+    if model.calibration is not None:
+        notes.append(statements.calibration(thresholds.images))
     content = page.Content(
         title=f"{eval_folder.category(model.config.data)}: {len(test.names)} test images",
         scores=detections.scores,
@@ -305,7 +307,7 @@ def _report(
         false_positive_rate=curve.false_positive_rate,
         true_positive_rate=curve.true_positive_rate,
         precision=curve.precision,
-        notes=[note],
+        notes=notes,
         pixel_threshold=thresholds.pixel if METHODS[model.config.method].localises else None,
     )
     return page.make_report(record, test, content, resamples=settings.bootstrap_resamples)

@@ -4,7 +4,8 @@ O/scores.csv        a row for each image: scores, decision, threshold, number of
 O/regions.csv       a row for each region above the pixel threshold: box, area, peak, mean
 O/heatmaps/         the map over the image; all share one colour scale, up to twice the threshold
 O/masks/            255 where the map exceeds the pixel threshold
-O/maps/             with save_maps: the map as float32 TIFF
+O/maps/             with save_maps: the map as float32 TIFF; with eval.calibration it is signed, in
+                    standard deviations of normal images, and heat maps show what is negative as 0
 O/reconstructions/  with save_reconstructions: the nearest normal image that the model finds
 
 Pictures and maps have the size of their image, and names as `errors.spell` writes them. Images

@@ -126,6 +126,11 @@ def test_what_depends_on_the_whole_image_has_no_halo():
             tiles.neighbourhood(dataclasses.replace(base, method=method))
 
 
+def test_a_calibration_by_position_has_no_tiles(params):
+    with pytest.raises(BadInput, match=r"^tile: eval\.calibration=position knows the positions"):
+        tiles.plan(params, settings(calibration="position"), 3, "auto")
+
+
 @pytest.mark.parametrize("tile", ["all", 5, 2**15, "16.5", True, ""])
 def test_other_choices_are_refused(tile):
     with pytest.raises(BadInput, match=r"tile: off, auto or a side of 8 to 16384 pixels, not"):

@@ -71,7 +71,7 @@ def export(
     chosen = trained_model.thresholds(workdir, model)
     config = program.settings(model.config)
     shape = (*config.data.shape, model.channels)
-    params = jax.device_get(model.params)
+    params = jax.device_get(model.detector)
     content = writer.serialise(params, config, shape)
     deviation = program.deviation(
         writer.load(content), params, config, program.trial_images(TRIAL_IMAGES, shape)
@@ -91,7 +91,7 @@ def export(
             "sha256": hashlib.sha256(content).hexdigest(),
         },
         "input": _describe_input(model),
-        "outputs": _describe_outputs(shape),
+        "outputs": _describe_outputs(model, shape),
         "thresholds": {
             "decides": f"score_{config.eval.image_score}",
             **chosen._asdict(),
@@ -99,7 +99,7 @@ def export(
         },
         "readers": writer.requirements(content),
         "deviation": {**deviation._asdict(), "limit": limit, "images": TRIAL_IMAGES},
-        "model": thresholds.identify(params, model.step),
+        "model": thresholds.identify(model.params, model.step),
         "provenance": provenance.describe(model.config, step=model.step),
     }
     files.write_json(sidecar, record)
@@ -160,7 +160,9 @@ def _describe_input(model: trained_model.Model) -> dict[str, Any]:
     }
 
 
-def _describe_outputs(shape: tuple[int, int, int]) -> dict[str, Any]:
+def _describe_outputs(model: trained_model.Model, shape: tuple[int, int, int]) -> dict[str, Any]:
     scores = {name: {"dtype": "float32", "shape": []} for name in program.OUTPUTS[1:]}
-    maps = {"dtype": "float32", "shape": list(shape[:2]), "range": [0, 1]}
-    return {program.MAP: maps, **scores}
+    values: dict[str, Any] = {"range": [0, 1]}
+    if model.calibration is not None:
+        values = {"unit": "standard deviations of held-out normal images at each position"}
+    return {program.MAP: {"dtype": "float32", "shape": list(shape[:2]), **values}, **scores}

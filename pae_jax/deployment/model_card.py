@@ -119,6 +119,14 @@ def _model(model: Model) -> list[tuple[str, Any]]:
             f"{settings.smoothing} over {settings.smoothing_fraction:.3g} of the side",
         ),
     ]
+    if model.calibration is not None:
+        rows.append(
+            (
+                "calibration",
+                "the map is in standard deviations of the held-out normal images at each position, "
+                "so that images have to be aligned as those are",
+            )
+        )
     if config.optimizer.ema_decay:
         rows.append(("average", f"parameters averaged with decay {config.optimizer.ema_decay:g}"))
     if model.value_range:

@@ -5,6 +5,7 @@ DIR/parameters.npz      the parameters for evaluation (workdir/parameters.py)
 DIR/data.json           the record of the training split
 DIR/foreground.npz      the network that suppresses the background, if the run has one
 DIR/thresholds.json     scores of the held-out images, from which thresholds are chosen
+DIR/calibration/        with eval.calibration: the statistics by which maps are standardised
 DIR/eval/metrics.json   the metrics of the run's evaluation, if it is one of these parameters
 DIR/provenance.json     the packages and the machine that packed it, the configuration, the step
 DIR/README.md           the model card
@@ -25,6 +26,7 @@ from data_pipelines.errors import BadInput, CannotWrite, printable
 from pae_jax.config_schema import SCHEMA
 from pae_jax.deployment import model_card
 from pae_jax.workdir import (
+    calibration,
     files,
     parameters,
     provenance,
@@ -66,6 +68,7 @@ def pack(
                 f"can be named: {', '.join(f'--config.{key}' for key in PLACES)}"
             )
     model = trained_model.load(workdir, overrides)
+    key = model.params, model.step, model.config.eval
     files.check_writable(out.parent)
     metrics = _read_metrics(workdir, model)
     with _appearing(out) as folder:
@@ -76,12 +79,14 @@ def pack(
         if model.foreground:
             suppression.write(folder, model.foreground)
         held_out = workdir / thresholds.NAME
-        if thresholds.read(workdir, model.params, model.step, model.config.eval) is not None:
+        if thresholds.read(workdir, *key) is not None:
             files.write_json(folder / thresholds.NAME, files.read_json(held_out))
         # Computed from the training images and written to the folder, if the run has none.
         chosen = trained_model.thresholds(
             folder, model, lambda: trained_model.open_split(workdir, model.config)
         )
+        if model.calibration is not None:
+            calibration.write(folder, *key, model.calibration, images=chosen.images)
         if metrics is not None:
             files.write_json(folder / "eval/metrics.json", metrics)
         origin = provenance.describe(model.config, step=model.step)

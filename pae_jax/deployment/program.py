@@ -1,7 +1,8 @@
 """The program that is exported: uint8 images in, anomaly maps and image scores out.
 
 It is `detection.detect` without the reconstruction, so that everything but decoding and resizing is
-inside. `deviation` compares an exported form of it with `detection` itself.
+inside, the calibration of the maps included. `deviation` compares an exported form of it with
+`detection` itself.
 """
 
 import dataclasses
@@ -28,8 +29,9 @@ class Deviation(NamedTuple):
     """The largest differences between an exported program and `detection`.
 
     Attributes:
-      map: of the maps' pixels, which are in [0, 1].
-      score: of the scores, relative to those above 1.
+      map: of the maps' pixels in [0, 1], before they are standardised if they are calibrated.
+      score: of the scores, relative to those above 1; of calibrated maps, relative to the score of
+        a map that is everywhere 1 before it is divided by the deviations, if that is larger.
     """
 
     map: float
@@ -74,7 +76,7 @@ def deviation(run: Run, params: Any, config: Config, images: np.ndarray) -> Devi
 
     Args:
       run: the exported program; NaN in its outputs counts as an infinite deviation.
-      params: the parameters that are inside it.
+      params: the parameters that are inside it, with the calibration if there is one.
       config: see `settings`.
       images: (n, h, w, c) uint8.
 
@@ -86,15 +88,27 @@ def deviation(run: Run, params: Any, config: Config, images: np.ndarray) -> Devi
     with jax.default_device(device):
         expected = jax.jit(make(config, "cpu"))(jax.device_put(params, device), images)
         found = run(images)
-    errors = {}
+    errors, units = {}, _units(params, config)
     for name in OUTPUTS:
         value, reference = np.asarray(found[name]), np.asarray(expected[name])
         if value.shape != reference.shape:
             return Deviation(np.inf, np.inf)
-        scale = 1.0 if name == MAP else np.maximum(1.0, np.abs(reference))
+        scale = units[name] if name == MAP else np.maximum(units[name], np.abs(reference))
         error = float(np.max(np.abs(value - reference) / scale))
         errors[name] = error if np.isfinite(error) else np.inf
     return Deviation(errors.pop(MAP), max(errors.values()))
+
+
+def _units(params: Any, config: Config) -> dict[str, Any]:
+    """Returns the scale of each output on which its deviations are measured.
+
+    A program rounds the map in [0, 1], and a calibration divides the rounding by the deviations.
+    """
+    if not isinstance(params, detection.Calibrated):
+        return dict.fromkeys(OUTPUTS, 1.0)
+    unit = 1 / np.asarray(params.calibration.deviation)[None]
+    scores = detection.image_scores(jax.device_put(unit, _cpu()), config.eval)
+    return {MAP: unit, **{f"score_{name}": np.asarray(value) for name, value in scores.items()}}
 
 
 def _cpu() -> Any:

@@ -30,7 +30,8 @@ class Result(NamedTuple):
     """What a model finds in one image; arrays have the image's own size (h, w).
 
     Attributes:
-      map: float32 (h, w), the smoothed anomaly map in [0, 1].
+      map: float32 (h, w), the smoothed anomaly map in [0, 1]; with `eval.calibration`, in standard
+        deviations of normal images.
       score: the image score `eval.image_score`.
       decision: True if the score exceeds the threshold of the model: the image is defective.
       regions: the connected regions of the mask, the one with the highest peak first.
@@ -55,7 +56,7 @@ class Model:
     Attributes:
       config: the configuration of the run, with the overrides.
       thresholds: the values above which an image is defective, and a pixel anomalous.
-      trained: the parameters, and what is known of the training images.
+      trained: the parameters with the calibration, and what is known of the training images.
       tiles: judges images at their own size; None if they are resized to the network's.
     """
 
@@ -138,7 +139,7 @@ class Model:
         with self._lock:
             if self.tiles:
                 return self.tiles.detect(batch, reconstruct=reconstruct)
-            found = detection.start_batch(self.trained.params, batch, self._inference_config)
+            found = detection.start_batch(self.trained.detector, batch, self._inference_config)
             return found if reconstruct else found._replace(reconstruction=None)
 
     def result(self, found: Detection, shape: tuple[int, int]) -> Result:

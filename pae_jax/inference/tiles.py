@@ -95,9 +95,14 @@ def plan(params: Any, config: Config, channels: int, tile: str | int) -> Plan:
         halo is at most a quarter of its side, otherwise the training size with blending.
 
     Raises:
-      BadInput: the method judges whole images only, or the side is shorter than the grid.
+      BadInput: the method or the calibration is one of whole images.
     """
     _networks(config)
+    if config.eval.calibration != "none":
+        raise BadInput(
+            f"tile: eval.calibration={config.eval.calibration} knows the positions of an image of "
+            "the training size; leave out the tiles, or set --config.eval.calibration=none"
+        )
     blended = Plan(config.data.train_shape, None, 1, config.eval.batch_size)
     if (known := neighbourhood(config)) is None:
         return blended if tile == "auto" else blended._replace(side=(int(tile),) * 2)

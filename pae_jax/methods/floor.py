@@ -1,8 +1,8 @@
 """The floor that every run is held against: PCA on the same training images, in closed form.
 
 It takes seconds and no step of training. A run that does not exceed it was not worth its training.
-The map is the squared residual, as in `configs/baselines.py`; smoothing, scores and sizes are those
-of the run.
+The map is the squared residual, as in `configs/baselines.py`, without a calibration; smoothing,
+scores and sizes are those of the run.
 """
 
 import dataclasses
@@ -49,7 +49,9 @@ def fit(config: Config, images: StoredImages) -> Floor:
             width=config.data.width,
             augmentation=config.data.augmentation,
         ),
-        eval=dataclasses.replace(config.eval, anomaly_map="mse", apply="once", iterations=1),
+        eval=dataclasses.replace(
+            config.eval, anomaly_map="mse", apply="once", iterations=1, calibration="none"
+        ),
         baseline=config.baseline,
     )
     if len(images) > MAX_IMAGES:

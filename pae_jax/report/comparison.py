@@ -24,7 +24,7 @@ class View(NamedTuple):
       score: the image score that decides.
       defective: the decision.
       image: uint8, at the size of the run's network.
-      map: the anomaly map in [0, 1], of the same size.
+      map: the anomaly map, of the same size.
     """
 
     score: float

@@ -35,7 +35,7 @@ class ImageEntry(NamedTuple):
       scores: further image scores by name.
       image: uint8.
       reconstruction: uint8; None where the method makes none.
-      map: the anomaly map in [0, 1].
+      map: the anomaly map.
       mask: the true mask; None where there is none.
     """
 

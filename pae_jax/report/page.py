@@ -20,7 +20,7 @@ class Content(NamedTuple):
       image_score: the name of the score that decides.
       threshold: an image is called defective if its score is above this value.
       threshold_source: one sentence on where the threshold comes from.
-      maps: (h, w) in [0, 1], of the size of the images of the test split.
+      maps: (h, w), of the size of the images of the test split.
       reconstructions: uint8 (h, w, 3), or None where there is none.
       false_positive_rate: the points of the ROC curve of the deciding score.
       true_positive_rate: of the same points.

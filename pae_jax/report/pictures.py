@@ -31,7 +31,7 @@ def _colours() -> UInt8[np.ndarray, "256 3"]:
 
 
 def heat_map(values: Float[np.ndarray, "h w"], limit: float) -> Picture:
-    """Returns an anomaly map in colours, dark at 0 and light yellow at `limit` and above.
+    """Returns an anomaly map in colours, dark at 0 and below, light yellow at `limit` and above.
 
     Maps can be compared by eye if they share their limit. The picture is dark everywhere if the
     limit is not positive, as it is for maps that are 0 everywhere.

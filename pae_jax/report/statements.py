@@ -104,6 +104,20 @@ def intervals(resamples: int, good: int, defective: int) -> str:
     return text
 
 
+def calibration(images: int) -> str:
+    """Returns what the values of calibrated maps are, and how the threshold was chosen for them.
+
+    Args:
+      images: the number of held-out normal images.
+    """
+    return (
+        f"Maps are standardised: a value is the number of standard deviations from the mean of the "
+        f"{images} held-out normal images at its position (eval.calibration=position). Negative "
+        "values are shown as 0. For the threshold each of these images was standardised by the "
+        "others, so that the probability of a false alarm is an approximation."
+    )
+
+
 def floor(record: Mapping[str, Any]) -> str:
     """Returns what the floor is that a run is held against.
 

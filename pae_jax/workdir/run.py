@@ -18,7 +18,15 @@ from data_pipelines.textures import Textures, open_textures
 from pae_jax import augmentation, detection, methods
 from pae_jax.config import Config
 from pae_jax.devices import batches, process
-from pae_jax.workdir import changes, logs, record, suppression, thresholds, validation
+from pae_jax.workdir import (
+    calibration,
+    changes,
+    logs,
+    record,
+    suppression,
+    thresholds,
+    validation,
+)
 from pae_jax.workdir.checkpoint import Checkpoints
 from pae_jax.workdir.lock import Check
 from pae_jax.workdir.paths import AnyPath, to_workdir
@@ -120,13 +128,22 @@ class Run:
             yield Recorder(self.checkpoints, log, validate, prepare_save, self._write_thresholds)
 
     def _write_thresholds(self, step: int, params: Any) -> None:
-        """Writes what the thresholds of `pae evaluate` and `pae predict` are chosen from."""
-        key = self.workdir, params, step, self.config.eval
+        """Writes what the thresholds of `pae evaluate` and `pae predict` are chosen from.
+
+        The calibration of the maps is written with it, if the config asks for one.
+        """
+        settings = self.config.eval
+        key = self.workdir, params, step, settings
         with contextlib.suppress(BadInput):  # a damaged file is replaced
-            if thresholds.read(*key) is not None:
+            if thresholds.read(*key) is not None and (
+                settings.calibration == "none"
+                or calibration.read(*key, self.config.data.shape) is not None
+            ):
                 return
-        detections = detection.detect_all(params, self.data.held_out, self.config)
-        thresholds.write(*key, detection.summarise(detections))
+        held_out, statistics = detection.measure_held_out(params, self.data.held_out, self.config)
+        thresholds.write(*key, held_out)
+        if statistics is not None:
+            calibration.write(*key, statistics, images=len(held_out.maxima))
 
 
 @dataclasses.dataclass
@@ -138,7 +155,8 @@ class Recorder:
       log: the run's log in the main process, None in the others.
       validate_params: parameters → metrics and a panel; None with `log`.
       prepare_save: is called before each save; None with `log`.
-      measure_held_out: step and parameters → writes W/thresholds.json; None with `log`.
+      measure_held_out: step and parameters → writes W/thresholds.json, and W/calibration/ if the
+        maps are calibrated; None with `log`.
       scores: metrics of the last validation.
       result: how the run ended; None until then.
     """
@@ -229,8 +247,10 @@ def open_run(config: Config, workdir: str | os.PathLike[str]) -> Iterator[Run]:
         workdir = to_workdir(workdir)
         augmentation.check_policy(config.data.augmentation, config.data.shape)
         methods.check(config)
+        detection.check_calibration(config)
         lines = record.check_workdir(workdir, config)
         data, textures = open_data(config)
+        detection.check_calibration(config, len(data.held_out))
         foreground = suppression.named_by(config)
         data_record, *earlier = _data_records(data, textures, foreground)
     _compare_processes(workdir, config, data_record)

@@ -1,8 +1,9 @@
 """W/thresholds.json: what the decision thresholds of a model are chosen from.
 
 The file holds scores and maxima of the held-out normal images: for one model, and for each way to
-compute a map that was asked for. Rate and score of a threshold are applied when it is read, so that
-another rate needs neither the images nor the network.
+compute a map that was asked for. With a calibration they are those of each image's map standardised
+by the maps of the others (`detection.measure_held_out`). Rate and score of a threshold are applied
+when it is read, so that another rate needs neither the images nor the network.
 """
 
 import hashlib
@@ -39,7 +40,10 @@ _ONLY_WITH = {
 
 def dependencies(settings: EvalConfig) -> dict[str, Any]:
     """Returns the settings that the scores of an image depend on."""
-    return {key: getattr(settings, key) for key in (*_ALWAYS, *_ONLY_WITH[settings.apply])}
+    keys = (*_ALWAYS, *_ONLY_WITH[settings.apply])
+    if settings.calibration != "none":  # so that files from before this key stay valid
+        keys += ("calibration",)
+    return {key: getattr(settings, key) for key in keys}
 
 
 def identify(params: Any, step: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A trained model of a workdir: its parameters, its images and its thresholds."""
+"""A trained model of a workdir: its parameters, its images, its calibration and its thresholds."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -9,10 +9,12 @@ import jax
 from data_pipelines.dataset import TrainingSplit
 from data_pipelines.errors import BadInput, CannotWrite
 from data_pipelines.textures import Textures
-from pae_jax import train_step
+from pae_jax import detection, train_step
+from pae_jax.anomaly_map import Calibration
 from pae_jax.config import Config, from_config_dict
 from pae_jax.config_file import override
-from pae_jax.detection import Thresholds, choose_thresholds, detect_all, summarise
+from pae_jax.detection import Calibrated, HeldOut, Thresholds, choose_thresholds
+from pae_jax.workdir import calibration as stored_calibration
 from pae_jax.workdir import parameters, suppression
 from pae_jax.workdir import thresholds as stored_thresholds
 from pae_jax.workdir.changes import PLACES
@@ -38,6 +40,7 @@ class Model(NamedTuple):
       channels: the channels of the stored images; 1 if all training images are grey, else 3.
       value_range: the values of training images of more than 8 bits that became 0 and 255, or None.
       foreground: the network that suppresses the background, or None.
+      calibration: the statistics of the held-out maps; None if `eval.calibration` is none.
     """
 
     config: Config
@@ -46,17 +49,29 @@ class Model(NamedTuple):
     channels: int
     value_range: tuple[float, float] | None = None
     foreground: Foreground | None = None
+    calibration: Calibration | None = None
+
+    @property
+    def detector(self) -> Any:
+        """What `detection` takes as parameters: `params`, with the calibration if there is one."""
+        if self.calibration is None:
+            return self.params
+        return Calibrated(self.params, self.calibration)
 
 
 def load(workdir: AnyPath, overrides: Sequence[str] = ()) -> Model:
     """Returns the model of the newest readable checkpoint, or of a packed folder.
+
+    The calibration of its maps is stored in the workdir when training ends. For settings that no
+    call has asked for yet, it is computed from the held-out images and stored.
 
     Args:
       workdir: the folder of a training run, or of `pae pack`.
       overrides: words --config.eval.KEY=VALUE, or places of the data, --config.data.root=DIR.
 
     Raises:
-      BadInput: no run, no readable checkpoint or parameters, or an override of another key.
+      BadInput: no run, no readable checkpoint or parameters, or an override of another key; or a
+        calibration that needs the training images, which cannot be opened, or is not possible.
     """
     config = read_config(workdir)
     for word in overrides:
@@ -68,11 +83,25 @@ def load(workdir: AnyPath, overrides: Sequence[str] = ()) -> Model:
     config = from_config_dict(override(config.to_dict(), overrides))
     if config.data.foreground != read_config(workdir).data.foreground:
         _check_foreground(workdir, config)
-    step, params = _read_parameters(workdir, config)
     data = read_data_record(workdir)
+    detection.check_calibration(config, len(data["held_out_names"]))
+    step, params = _read_parameters(workdir, config)
     values = tuple(data["value_range"]) if "value_range" in data else None
     foreground = open_foreground(workdir, config)
-    return Model(config, params, step, data["channels"], values, foreground)
+    model = Model(config, params, step, data["channels"], values, foreground)
+    return model._replace(calibration=_read_calibration(workdir, model))
+
+
+def _read_calibration(workdir: AnyPath, model: Model) -> Calibration | None:
+    """Returns the calibration on the device of the model; computes what the workdir lacks."""
+    settings, shape = model.config.eval, model.config.data.shape
+    if settings.calibration == "none":
+        return None
+    known = stored_calibration.read(workdir, model.params, model.step, settings, shape)
+    if known is None:
+        _, known = _measure_held_out(workdir, model)
+    # On the device once, and not with every batch.
+    return jax.device_put(known, jax.devices()[0])
 
 
 def _read_parameters(workdir: AnyPath, config: Config) -> tuple[int, Any]:
@@ -212,6 +241,23 @@ def thresholds(
     key = workdir, model.params, model.step, model.config.eval
     if (known := stored_thresholds.read(*key)) is not None:
         return known
+    held_out, _ = _measure_held_out(workdir, model, split)
+    return choose_thresholds(held_out, model.config.eval)
+
+
+def _measure_held_out(
+    workdir: AnyPath, model: Model, split: Callable[[], TrainingSplit] | None = None
+) -> tuple[HeldOut, Calibration | None]:
+    """Applies a model to the held-out images, and stores what `detection.measure_held_out` returns.
+
+    Args:
+      workdir: where it is stored, if that can be written.
+      model: the model; its calibration is not read.
+      split: opens the training images, by default with `open_split`.
+
+    Raises:
+      BadInput: the training images cannot be opened.
+    """
     try:
         training = split() if split else open_split(workdir, model.config)
     except BadInput as error:
@@ -219,10 +265,15 @@ def thresholds(
             f"{error}; thresholds for these settings need the training images, and "
             "--config.data.root=DIR names their folder"
         ) from error
-    held_out = summarise(detect_all(model.params, training.held_out, model.config))
+    held_out, calibration = detection.measure_held_out(
+        model.params, training.held_out, model.config
+    )
+    key = workdir, model.params, model.step, model.config.eval
     try:
         stored_thresholds.write(*key, held_out)
+        if calibration is not None:
+            stored_calibration.write(*key, calibration, images=len(held_out.maxima))
     except CannotWrite as error:
         # The workdir may be read-only, or that of another user.
         _logger.info("%s; the thresholds are chosen again at the next time", error)
-    return choose_thresholds(held_out, model.config.eval)
+    return held_out, calibration

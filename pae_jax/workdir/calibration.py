@@ -1,0 +1,92 @@
+"""W/calibration/KEY.npz: statistics of the held-out maps, by which a model's maps are standardised.
+
+There is a file for each way to compute a map that was asked for with `eval.calibration`; KEY is a
+hash of these settings. The format is numpy's archive of arrays, as in `parameters`: `mean` and
+`deviation` (h, w), `images`, the number of held-out images, and `step` and `digest`, which identify
+the model as in thresholds.json. The file of another model is not used, but replaced.
+"""
+
+import hashlib
+import io
+import json
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.errors import BadInput, first_line
+from pae_jax.anomaly_map import Calibration
+from pae_jax.config import EvalConfig
+from pae_jax.workdir.files import write_atomically
+from pae_jax.workdir.paths import AnyPath
+from pae_jax.workdir.thresholds import dependencies, identify
+
+FOLDER = "calibration"
+
+
+def locate(workdir: AnyPath, settings: EvalConfig) -> AnyPath:
+    """Returns the path of the file for the settings of an evaluation."""
+    text = json.dumps(dependencies(settings), sort_keys=True)
+    return workdir / FOLDER / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
+
+
+def read(
+    workdir: AnyPath, params: Any, step: int, settings: EvalConfig, shape: tuple[int, int]
+) -> Calibration | None:
+    """Returns the calibration of a model, numpy arrays; None if there is none of this model.
+
+    Args:
+      workdir: the folder of the run.
+      params: the parameters of the model.
+      step: the number of updates in its checkpoint.
+      settings: the settings of the evaluation.
+      shape: (h, w) of the maps.
+
+    Raises:
+      BadInput: the file is damaged.
+    """
+    path = locate(workdir, settings)
+    if not path.exists():
+        return None
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            model = {"step": int(file["step"]), "digest": str(file["digest"])}
+            calibration = Calibration(file["mean"], file["deviation"])
+        for values in calibration:
+            if (values.shape, values.dtype) != (shape, np.float32):
+                raise ValueError(f"{values.dtype}{list(values.shape)}, not float32{list(shape)}")
+            if not np.isfinite(values).all():
+                raise ValueError("a value is not finite")
+        if not (calibration.deviation > 0).all():
+            raise ValueError("a deviation is not positive")
+    except Exception as error:  # zip, numpy and the drivers of buckets raise many types
+        raise BadInput(f"{path}: damaged; remove it ({first_line(error, 120)})") from error
+    return calibration if model == identify(params, step) else None
+
+
+def write(
+    workdir: AnyPath,
+    params: Any,
+    step: int,
+    settings: EvalConfig,
+    calibration: Calibration,
+    *,
+    images: int,
+) -> None:
+    """Writes the file, at once or not at all.
+
+    Args:
+      workdir: the folder of the run.
+      params: the parameters of the model.
+      step: the number of updates in its checkpoint.
+      settings: the settings of the evaluation.
+      calibration: the statistics.
+      images: the number of images that they are taken from.
+
+    Raises:
+      CannotWrite: no space or no permission.
+    """
+    arrays = {**calibration._asdict(), "images": images, **identify(params, step)}
+    buffer = io.BytesIO()
+    # Nothing is pickled, because all are arrays of numbers, numbers, and a text.
+    np.savez_compressed(buffer, **arrays)
+    write_atomically(locate(workdir, settings), buffer.getvalue())
