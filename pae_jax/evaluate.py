@@ -299,8 +299,12 @@ def _report(
         image_score=settings.image_score,
         threshold=thresholds.score,
         threshold_source=(
-            f"{statements.threshold(thresholds.images, thresholds.false_positive_rate)} No test "
-            "image was used for it."
+            statements.threshold(
+                thresholds.images,
+                thresholds.false_positive_rate,
+                calibrated=model.calibration is not None,
+            )
+            + " No test image was used for it."
         ),
         maps=detections.maps,
         reconstructions=detections.reconstructions,

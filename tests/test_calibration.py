@@ -14,11 +14,13 @@ import tifffile
 
 import runs
 from data_pipelines.errors import BadInput, CannotWrite
-from pae_jax import anomaly_map, detection, evaluate, main, predict, train, train_step
+from pae_jax import anomaly_map, aot, detection, evaluate, main, predict, train, train_step
 from pae_jax.anomaly_map import Calibration
+from pae_jax.comparison.compare import compare
 from pae_jax.config import EvalConfig
 from pae_jax.deployment import export, program, stablehlo
 from pae_jax.deployment.pack import pack
+from pae_jax.devices import sharding
 from pae_jax.workdir import calibration, files, thresholds, trained_model
 
 SHAPE = (9, 13)
@@ -197,9 +199,27 @@ def test_the_evaluation_is_calibrated_and_its_floor_is_not(run, tmp_path, capsys
     assert z.shape == plain.shape and z.min() < 0 <= plain.min()
     assert np.abs(z).max() > 1 >= plain.max()
     assert np.corrcoef(z.ravel(), plain.ravel())[0, 1] > 0.3
+    approximate = [
+        "probability is an approximation" in (folder / "report.html").read_text()
+        for folder in folders
+    ]
+    assert approximate == [True, False]
     decided = records[0]["threshold"]["score"]
     for row in read_csv(folders[0] / "scores.csv"):
         assert row["defective"] == str(int(float(row["score_sum"]) > decided))
+
+
+def test_a_comparison_uses_the_statistics_of_each_run(run, tmp_path):
+    plain = shutil.copytree(run.workdir, tmp_path / "plain")
+    runs.set_eval(plain, calibration="none")
+    evaluate.evaluate(plain)
+    record = compare([run.workdir, plain], tmp_path / "compared").record
+    for k, workdir in enumerate((run.workdir, plain)):
+        evaluated = files.read_json(workdir / "eval/metrics.json")
+        for name in ("pixel_ap", "pixel_aupro", "image_auroc_max"):
+            value = record["metrics"][name][k]["value"]
+            assert value == pytest.approx(evaluated[name], rel=1e-6), name
+    assert "have another unit: run 1." in (tmp_path / "compared/comparison.html").read_text()
 
 
 def test_predicting_needs_the_workdir_alone(run, held_out, tmp_path):
@@ -311,7 +331,8 @@ def test_a_packed_model_has_them(run, tmp_path):
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
-    assert "standard deviations of the held-out" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "standard deviations of the held-out" in card and "is an approximation" in card
     images = run.root / "data/test/crack"
     tables = [
         predict.predict(workdir, images, tmp_path / f"out{i}").read_bytes()
@@ -324,6 +345,7 @@ def test_an_exported_program_contains_them(run, tmp_path):
     path = export.export(run.workdir, tmp_path / "model")
     record = json.loads((tmp_path / "model.json").read_text())
     assert "standard deviations" in record["outputs"]["map"]["unit"]
+    assert record["thresholds"]["rule"].endswith("this probability is an approximation.")
     assert record["model"] == files.read_json(run.workdir / "thresholds.json")["model"]
     assert 0 <= max(record["deviation"][key] for key in ("map", "score")) <= 1e-5
     model = trained_model.load(run.workdir)
@@ -395,3 +417,13 @@ def test_the_other_uses_of_parameters_keep_the_plain_ones(run):
     for a, b in zip(jax.tree.leaves(model.params), jax.tree.leaves(state.eval_params), strict=True):
         np.testing.assert_array_equal(a, b)
     assert isinstance(model.detector, detection.Calibrated)
+
+
+def test_the_program_that_is_compiled_ahead_of_time_has_them_as_arguments(tmp_path):
+    counts = []
+    for name in ("none", "position"):
+        config = runs.load_config(tmp_path, **{"eval.calibration": name})
+        mesh = sharding.make_mesh(config, jax.devices()[:1])
+        lowered = aot._prediction(config).lower(mesh)
+        counts.append(len(jax.tree.leaves(lowered.args_info)))
+    assert counts[1] == counts[0] + 2

@@ -227,12 +227,20 @@ def _page(runs: Sequence[_Run], record: dict[str, Any]) -> page.Comparison:
             )
 
     good = record["images"][GOOD]
+    calibrated = [
+        str(k) for k, run in enumerate(runs, start=1) if run.opened.model.calibration is not None
+    ]
     notes = [
         "The runs are numbered as they were named. Differences are those to run 1; their intervals "
         "come from the same draws for all runs. Where an interval of a difference holds 0, these "
         "test images do not tell which run is better.",
         f"Pixel metrics at {record['evaluated_at']['size']} size.",
     ]
+    if calibrated:
+        notes.append(
+            f"Standardised by held-out normal images (eval.calibration), so that maps and scores "
+            f"have another unit: run {', '.join(calibrated)}."
+        )
     notes.append(statements.intervals(record["resamples"], good, len(test.names) - good))
     category = eval_folder.category(runs[0].opened.model.config.data)
     return page.Comparison(

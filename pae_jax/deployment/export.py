@@ -95,7 +95,11 @@ def export(
         "thresholds": {
             "decides": f"score_{config.eval.image_score}",
             **chosen._asdict(),
-            "rule": statements.threshold(chosen.images, chosen.false_positive_rate),
+            "rule": statements.threshold(
+                chosen.images,
+                chosen.false_positive_rate,
+                calibrated=model.calibration is not None,
+            ),
         },
         "readers": writer.requirements(content),
         "deviation": {**deviation._asdict(), "limit": limit, "images": TRIAL_IMAGES},

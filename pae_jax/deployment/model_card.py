@@ -190,7 +190,11 @@ def _threshold(
     lines = [
         f"An image is called defective if its score `{config.eval.image_score}` exceeds "
         f"{thresholds.score:.6g}; a pixel is marked if the map exceeds {thresholds.pixel:.6g}.",
-        statements.threshold(thresholds.images, thresholds.false_positive_rate),
+        statements.threshold(
+            thresholds.images,
+            thresholds.false_positive_rate,
+            calibrated=config.eval.calibration != "none",
+        ),
         "No test image was used for it.",
     ]
     if metrics is not None:

@@ -40,12 +40,13 @@ def exceedance(images: int, rate: float) -> Exceedance:
     return Exceedance(above, (above + 1, images + 1))
 
 
-def threshold(images: int, rate: float) -> str:
+def threshold(images: int, rate: float, *, calibrated: bool = False) -> str:
     """Returns where a threshold comes from and how often normal images exceed it.
 
     Args:
       images: the number of held-out normal images.
       rate: `eval.false_positive_rate`.
+      calibrated: whether the maps are standardised by these images, each of them by the others.
     """
     above = exceedance(images, rate).held_out
     if images == 1:
@@ -56,11 +57,15 @@ def threshold(images: int, rate: float) -> str:
     else:
         source = f"At most {above} of the {images} normal images held out of training exceed the "
         source += "threshold."
-    return (
+    text = (
         f"{source} A further normal image of the same kind exceeds it with a probability of at "
         f"most {chance(images, rate)}, on average over the choice of held-out images; "
         f"eval.false_positive_rate asks for {_percent(rate)}."
     )
+    if calibrated:
+        # A further image is standardised by one image more than these, so that ranks differ.
+        text += " Because of eval.calibration this probability is an approximation."
+    return text
 
 
 def expected(images: int, rate: float) -> str:
@@ -105,16 +110,16 @@ def intervals(resamples: int, good: int, defective: int) -> str:
 
 
 def calibration(images: int) -> str:
-    """Returns what the values of calibrated maps are, and how the threshold was chosen for them.
+    """Returns what the values of calibrated maps are.
 
     Args:
       images: the number of held-out normal images.
     """
     return (
-        f"Maps are standardised: a value is the number of standard deviations from the mean of the "
-        f"{images} held-out normal images at its position (eval.calibration=position). Negative "
-        "values are shown as 0. For the threshold each of these images was standardised by the "
-        "others, so that the probability of a false alarm is an approximation."
+        "Maps are standardised: a value is the number of standard deviations from the mean of the "
+        f"{images} held-out normal images at its position (eval.calibration=position). Heat maps "
+        "show negative values as 0. For the threshold, each of these images was standardised by "
+        "the others."
     )
 
 
