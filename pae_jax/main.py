@@ -296,7 +296,7 @@ def _parser() -> argparse.ArgumentParser:
     compare = verbs.add_parser("compare", help="compare runs on the same test images, on one page")
     compare.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="the folders of the runs")
     compare.add_argument(
-        "--out", metavar="DIR", help="a new or empty folder or URI; by default one in the first run"
+        "--out", metavar="F.html", help="a new page, local or URI; by default one in the first run"
     )
     compare.set_defaults(run=_compare)
 

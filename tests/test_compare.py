@@ -44,8 +44,9 @@ def compared(first, second, tmp_path_factory):
     evaluations = []
     for run in (first, second):
         evaluations.append(evaluate.evaluate(run.workdir, overrides=NATIVE, save_maps=True))
-    result = compare.compare([first.workdir, second.workdir], out, overrides=NATIVE)
-    assert result.page == out / "comparison.html"
+    result = compare.compare([first.workdir, second.workdir], out / "page.html", overrides=NATIVE)
+    assert result.page == out / "page.html"
+    assert sorted(path.name for path in out.iterdir()) == ["page.csv", "page.html", "page.json"]
     return out, evaluations
 
 
@@ -56,7 +57,7 @@ def read_scores(path) -> list[dict[str, str]]:
 
 def test_values_and_intervals_are_those_of_the_evaluations(compared):
     out, evaluations = compared
-    record = json.loads((out / "comparison.json").read_text())
+    record = json.loads((out / "page.json").read_text())
     names = set(record["metrics"])
     assert {"image_auroc_sum", "image_ap_topk", "pixel_auroc", "pixel_ap", "pixel_aupro"} < names
     for k, evaluation in enumerate(evaluations):
@@ -75,7 +76,7 @@ def test_values_and_intervals_are_those_of_the_evaluations(compared):
 def test_differences_are_taken_draw_by_draw(compared, first):
     """The draws as weights of the images, in the metrics of scikit-learn."""
     out, evaluations = compared
-    record = json.loads((out / "comparison.json").read_text())
+    record = json.loads((out / "page.json").read_text())
     tables = [read_scores(e.report.parent / "scores.csv") for e in evaluations]
     names = [row["name"] for row in tables[0]]
     labels = np.array([int(row["label"]) for row in tables[0]])
@@ -119,7 +120,7 @@ def test_differences_are_taken_draw_by_draw(compared, first):
 def test_a_run_does_not_differ_from_its_copy(first, tmp_path):
     """Not even in the ends of the intervals, which the two runs have."""
     shutil.copytree(first.workdir, tmp_path / "copy")
-    record = compare.compare([first.workdir, tmp_path / "copy"], tmp_path / "out").record
+    record = compare.compare([first.workdir, tmp_path / "copy"], tmp_path / "out.html").record
     for one, other in record["metrics"].values():
         assert one["interval"] == other["interval"] and other["difference"] == 0
         assert other["difference_interval"] == [0, 0]
@@ -129,8 +130,8 @@ def test_a_run_does_not_differ_from_its_copy(first, tmp_path):
 
 def test_decisions_follow_from_the_scores(compared):
     out, evaluations = compared
-    record = json.loads((out / "comparison.json").read_text())
-    rows = read_scores(out / "scores.csv")
+    record = json.loads((out / "page.json").read_text())
+    rows = read_scores(out / "page.csv")
     for k, evaluation in enumerate(evaluations, 1):
         expected = read_scores(evaluation.report.parent / "scores.csv")
         score = ("sum", "max")[k - 1]
@@ -154,11 +155,11 @@ def test_decisions_follow_from_the_scores(compared):
 
 def test_the_page_shows_disagreements_first(compared):
     out, _ = compared
-    page = Page((out / "comparison.html").read_text())
+    page = Page((out / "page.html").read_text())
     (gallery,) = page.find("table", id="images")
     (body,) = page.find("tbody", inside=gallery)
     shown = page.find("tr", inside=body)
-    rows = {row["name"]: row for row in read_scores(out / "scores.csv")}
+    rows = {row["name"]: row for row in read_scores(out / "page.csv")}
     assert len(shown) == len(rows) == 7
     outcomes = [row["attrs"]["data-decision"] for row in shown]
     assert outcomes == sorted(outcomes, reverse=True)  # differ, then agree
@@ -236,7 +237,7 @@ def test_other_test_images_are_refused(spoil, first, tmp_path, capsys):
     other = runs.clone(first, tmp_path)
     named = spoil(other.root / "data")
     out = tmp_path / "out"
-    words = ["compare", str(first.workdir), str(other.workdir), f"--out={out}"]
+    words = ["compare", str(first.workdir), str(other.workdir), f"--out={out}/page.html"]
     assert main.main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     expected = f"pae compare: {other.workdir}: its test images are not those of {first.workdir}: "
@@ -253,16 +254,18 @@ def test_other_bad_input(first, second, tmp_path, capsys):
     link = tmp_path / "link"
     link.symlink_to(first.workdir)
     (tmp_path / "full").mkdir()
-    (tmp_path / "full/mine").write_text("")
+    (tmp_path / "full/mine.csv").write_text("")
     both = first.workdir, second.workdir
     refused(f"{first.workdir}: name at least two workdirs", first.workdir)
     refused(f"{link}: named twice", first.workdir, link)
     refused(f"{tmp_path / 'none'}/config.json: not found", first.workdir, tmp_path / "none")
-    refused(f"{tmp_path / 'full'}: not empty", *both, f"--out={tmp_path / 'full'}")
+    page = tmp_path / "full/mine.html"
+    refused(f"{page.with_suffix('.csv')}: exists; results are", *both, f"--out={page}")
+    refused(f"{tmp_path / 'full'}: the page needs a name that", *both, f"--out={tmp_path / 'full'}")
     refused("maps of 12×12 pixels, and of 16×16 in", *both)
     refused("eval.bootstrap_resamples: 0 in", *both, "--config.eval.bootstrap_resamples=0")
     refused("after training, only --config.eval", *both, "--config.train.steps=3")
-    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine"]
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.csv"]
 
 
 def test_images_in_another_order_are_matched(first):

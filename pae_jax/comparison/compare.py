@@ -1,8 +1,8 @@
 """`pae compare`: several runs on the same test images.
 
-DIR/comparison.html   metrics with paired intervals, and the same images side by side
-DIR/comparison.json   all numbers; null where undefined
-DIR/scores.csv        the score and the decision of every run on every test image
+F.html   metrics with paired intervals, and the same images side by side
+F.json   all numbers; null where undefined
+F.csv    the score and the decision of every run on every test image
 
 The models are applied anew, so that no run needs to be evaluated before. Number and seed of the
 draws, the limit of AUPRO and the size of the pixel metrics are those of the first run.
@@ -30,17 +30,27 @@ from pae_jax.report import statements
 from pae_jax.workdir import eval_folder, files, provenance, trained_model
 from pae_jax.workdir.paths import AnyPath, to_path, to_workdir
 
+SUFFIX = ".html"
+
 
 class Compared(NamedTuple):
     """The result of `compare`.
 
     Attributes:
-      record: the content of comparison.json.
-      page: the path of comparison.html.
+      record: the content of F.json.
+      page: the path of F.html.
     """
 
     record: dict[str, Any]
     page: AnyPath
+
+
+class _Results(NamedTuple):
+    """The paths of the three files."""
+
+    page: AnyPath
+    record: AnyPath
+    scores: AnyPath
 
 
 class _Run(NamedTuple):
@@ -73,7 +83,7 @@ def compare(
 
     Args:
       workdirs: the folders of at least two runs; differences are taken to the first.
-      out: a new or empty folder for the results; by default a folder in the first workdir, which
+      out: the path of a new page, F.html; by default one in a folder of the first workdir, which
         holds the comparison of these runs and is renewed.
       overrides: words --config.eval.KEY=VALUE, or places of the data, for all runs.
 
@@ -87,9 +97,10 @@ def compare(
     for i, place in enumerate(places):
         if place in places[:i]:
             raise BadInput(f"{folders[i]}: named twice")
-    target = to_path(out) if out is not None else folders[0] / _folder_name(places)
-    if out is not None and not files.is_empty(target):
-        raise BadInput(f"{target}: not empty; results are never overwritten")
+    if out is not None:
+        results = _new_results(to_path(out))
+    else:
+        results = _results(folders[0] / _folder_name(places) / "comparison.html")
     opened = [images.open_run(folder, trained_model.load(folder, overrides)) for folder in folders]
     if not opened[0].model.config.eval.bootstrap_resamples:
         raise BadInput(
@@ -99,15 +110,31 @@ def compare(
     orders = [images.match(opened[0], other) for other in opened]
     _check_sizes(opened)
     thresholds = [trained_model.thresholds(run.workdir, run.model) for run in opened]
-    files.check_writable(target)
+    files.check_writable(results.page.parent)
 
     runs = [_apply(*parts) for parts in zip(opened, thresholds, orders, strict=True)]
     record = _record(runs)
-    files.write_csv(target / "scores.csv", _rows(runs))
-    page.write_page(target / "comparison.html", _page(runs, record))
+    files.write_csv(results.scores, _rows(runs))
+    page.write_page(results.page, _page(runs, record))
     # Last, because it stands for the whole comparison.
-    files.write_json(target / "comparison.json", record)
-    return Compared(record, target / "comparison.html")
+    files.write_json(results.record, record)
+    return Compared(record, results.page)
+
+
+def _results(path: AnyPath) -> _Results:
+    stem = path.name.removesuffix(SUFFIX)
+    return _Results(path, path.parent / f"{stem}.json", path.parent / f"{stem}.csv")
+
+
+def _new_results(path: AnyPath) -> _Results:
+    """Returns the paths beside a new page; refuses a name of another type, and existing files."""
+    if not path.name.endswith(SUFFIX):
+        raise BadInput(f"{path}: the page needs a name that ends with {SUFFIX}")
+    results = _results(path)
+    for result in results:
+        if result.exists():
+            raise BadInput(f"{result}: exists; results are never overwritten")
+    return results
 
 
 def _folder_name(places: Sequence[str]) -> str:

@@ -57,7 +57,7 @@ class Comparison(NamedTuple):
     Attributes:
       title: its heading.
       notes: sentences under the heading.
-      record: the content of comparison.json.
+      record: the numbers of the comparison.
       pixel_thresholds: those of the runs, whose regions are outlined; None for no outlines.
       images: consumed once, one at a time.
     """
@@ -121,7 +121,7 @@ def format_comparison(record: Mapping[str, Any]) -> str:
     """Returns the runs, the metrics with their differences, and the disagreements.
 
     Args:
-      record: the content of comparison.json.
+      record: the numbers of the comparison.
     """
     runs = [f"{i}  {run['workdir']}" for i, run in enumerate(record["runs"], 1)]
     tables = (_metrics(record), _decisions(record))
