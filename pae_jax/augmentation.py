@@ -105,7 +105,7 @@ def motion(key: Key, image: Image) -> Image:
         (2 * jnp.arange(n, dtype=image.dtype) - (n - 1)) / max(height, width)
         for n in (height, width)
     )
-    along_rows, along_columns = (jnp.gradient(image, axis=axis) for axis in (0, 1))
+    along_rows, along_columns = jnp.gradient(image, axis=(0, 1))
     moved = (down + turn * column)[None, :, None] * along_rows
     moved += (right - turn * row)[:, None, None] * along_columns
     # The change by exposure is the image itself. It would outweigh the motion if both kept their
