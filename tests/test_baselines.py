@@ -91,7 +91,7 @@ def test_from_images_to_metrics(name, root, tmp_path, capsys):
         main.main(["predict", f"--workdir={tmp_path}", f"--images={images}", f"--out={out}"]) == 0
     )
     with Image.open(out / "masks/000.png.png") as mask:
-        assert mask.size == (16, 16)
+        assert mask.size == (24, 20)
 
 
 @pytest.mark.parametrize("name", ["pca", "one_class_svm", "deep_svdd"])
