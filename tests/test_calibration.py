@@ -213,13 +213,13 @@ def test_a_comparison_uses_the_statistics_of_each_run(run, tmp_path):
     plain = shutil.copytree(run.workdir, tmp_path / "plain")
     runs.set_eval(plain, calibration="none")
     evaluate.evaluate(plain)
-    record = compare([run.workdir, plain], tmp_path / "compared").record
+    record = compare([run.workdir, plain], tmp_path / "compared.html").record
     for k, workdir in enumerate((run.workdir, plain)):
         evaluated = files.read_json(workdir / "eval/metrics.json")
         for name in ("pixel_ap", "pixel_aupro", "image_auroc_max"):
             value = record["metrics"][name][k]["value"]
             assert value == pytest.approx(evaluated[name], rel=1e-6), name
-    assert "have another unit: run 1." in (tmp_path / "compared/comparison.html").read_text()
+    assert "have another unit: run 1." in (tmp_path / "compared.html").read_text()
 
 
 def test_predicting_needs_the_workdir_alone(run, held_out, tmp_path):

@@ -303,7 +303,8 @@ def test_the_verb_writes_what_load_returns(trained, tmp_path, capsys, messages):
     for i, (result, row) in enumerate(zip(model(pictures), rows, strict=True)):
         values = tifffile.imread(tmp_path / f"out/maps/{i}.png.tiff")
         assert values.shape == pictures[i].shape[:2] == result.reconstruction.shape[:2]
-        np.testing.assert_array_equal(values, result.map)
+        # Without the reconstruction, which the verb leaves out, XLA compiles another program.
+        np.testing.assert_allclose(values, result.map, atol=1e-6)
         assert float(row["score_sum"]) == pytest.approx(result.score)
         assert result.score == pytest.approx(values.sum(), rel=1e-5)
     assert model.tiles.differences.pixels > 0
