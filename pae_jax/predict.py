@@ -172,7 +172,7 @@ def _rows(
 
 
 class _Job(NamedTuple):
-    """What is done with each image; several threads call its methods."""
+    """The work on each image; several threads call its methods."""
 
     model: Model
     values: Range | None

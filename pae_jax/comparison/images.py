@@ -1,4 +1,4 @@
-"""Whether several runs have the same test images, whatever their size, order and place."""
+"""Checks that runs have the same test images; their size, order and place may differ."""
 
 import functools
 from collections.abc import Sequence

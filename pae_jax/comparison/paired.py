@@ -14,7 +14,7 @@ from pae_jax.metrics import bootstrap
 
 IMAGE_METRICS = ("image_auroc", "image_ap")
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_aupro")
-# As in the section threshold of metrics.json.
+# The names are those of the section threshold of metrics.json.
 RATES = ("test_true_positive_rate", "test_false_positive_rate")
 
 

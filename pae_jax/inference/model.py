@@ -27,7 +27,7 @@ ImagePath = str | os.PathLike[str]
 
 
 class Result(NamedTuple):
-    """What a model finds in one image; arrays have the image's own size (h, w).
+    """The result of a model for one image; arrays have the image's own size (h, w).
 
     Attributes:
       map: float32 (h, w), the smoothed anomaly map in [0, 1]; with `eval.calibration`, in standard

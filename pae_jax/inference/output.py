@@ -207,7 +207,7 @@ def _whole_lines(path: Path, columns: Sequence[str]) -> tuple[list[bytes], list[
     """Returns the lines of a table below its header that are whole, and their cells."""
     if not path.exists():
         return [], []
-    # What follows the last line end is a part of a line. No cell holds a line end.
+    # The text after the last line end is a part of a line. No cell holds a line end.
     header, *lines = path.read_bytes().split(b"\n")[:-1] or [b""]
     if header != _line(columns):
         return [], []

@@ -39,7 +39,8 @@ _LARGEST = 2**14
 
 _logger = logging.getLogger(__name__)
 
-# What becomes of a threshold from images of the training size, by the score that decides.
+# A threshold comes from images of the training size. These lines say, by the score that decides,
+# whether it still holds.
 _SCORE_NOTES = {
     "sum": "that of score sum does not, because a sum grows with the area: give a threshold",
     "max": "that of score max too, with more false alarms the larger an image is",

@@ -1,4 +1,4 @@
-"""What other papers report for the same maps: another size, and the variants of `metrics.legacy`.
+"""Figures of other papers for the same maps: another size, and the variants of `metrics.legacy`.
 
 The rows stand beside the official numbers, so that a difference to a printed number can be traced
 to the way it was computed.
@@ -14,7 +14,7 @@ from pae_jax.metrics import legacy, measure
 
 COLUMNS: tuple[str, ...] = ("protocol", "pixel_auroc", "pixel_ap", "pixel_aupro")
 
-# By the names of the functions, in the words of the report.
+# The keys are the names of the functions, the values the words of the report.
 LEGACY = {
     "aupro_linear_200": "200 linear thresholds, area below 0.3 rescaled",
     "aupro_dilated": "the same, predictions dilated by 5×5",

@@ -112,7 +112,7 @@ def write_page(path: AnyPath, comparison: Comparison) -> None:
     """
     thresholds = comparison.pixel_thresholds
     images = [_shrink(image, thresholds) for image in comparison.images]
-    # Where the runs disagree comes first, then the highest scores of run 1.
+    # Images on which the runs disagree come first, then those with the highest scores of run 1.
     images.sort(key=lambda pair: (_differ(pair[0]), frame.sortable(pair[0].views[0].score)))
     frame.write(path, "comparison.html.jinja", _context(comparison, images[::-1]))
 

@@ -1,4 +1,4 @@
-"""What the pages have in common: the template, texts of numbers, pictures as data URIs. Host code.
+"""The common parts of the pages: template, texts of numbers, pictures as data URIs. Host code.
 
 A page needs no network and no other file: pictures are data URIs, charts inline SVG, and its
 content security policy forbids the browser to fetch anything. `style.css` and `script.js` are

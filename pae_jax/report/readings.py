@@ -1,6 +1,7 @@
 """How each diagnostic is to be read: one line each, for the report."""
 
-# By the names of `pae_jax.diagnostics`; rms is the root of the mean square, of pixels in [0, 1].
+# The keys are the names of `pae_jax.diagnostics`; rms is the root of the mean square, of pixels in
+# [0, 1].
 READINGS = {
     "on_manifold_bias": "Rms change of normal images by f; 0 for a projection. "
     "Defects as faint as this are lost in it.",

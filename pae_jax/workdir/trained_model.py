@@ -26,7 +26,7 @@ from pae_jax.workdir.suppression import Foreground
 
 _logger = logging.getLogger(__name__)
 
-# What may be set after training.
+# The beginnings of keys that may be set after training.
 _SETTABLE = ("eval.", *(f"{key}=" for key in PLACES))
 
 
