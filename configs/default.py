@@ -148,12 +148,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     # ---- eval: anomaly maps, image scores and metrics (§2.2) ----
     config.eval = evaluation = ConfigDict()
-    evaluation.anomaly_map = "ssim"  # Δ: ssim (the paper's) | mse | gms | msgms | learned
+    # Δ: ssim (the paper's) | mse | gms | msgms; with method = "discrepancy" also learned (the
+    # probability that g gives) | logit (that of g); or several joined by +, which a calibration
+    # adds; @2 doubles the smoothing of a map, as in "ssim+ssim@2+logit"
+    evaluation.anomaly_map = "ssim"
     evaluation.smoothing = "gaussian"  # filter of the map: gaussian | mean | none
     evaluation.smoothing_fraction = 1 / 12  # size of the filter as a fraction of the side
     evaluation.symmetries = False  # average the map over the flips and turns of data.augmentation
-    # none | position: the map in standard deviations of the held-out normal images (at least 3) at
-    # each position; for images that are aligned with each other
+    # none | all | position: the map in standard deviations of the held-out normal images (at least
+    # 3), over all pixels or, for images that are aligned with each other, at each position
     evaluation.calibration = "none"
     evaluation.image_score = "sum"  # score of an image: sum of its map (the paper's) | max | topk
     evaluation.topk_fraction = 0.01  # fraction of the pixels that topk averages

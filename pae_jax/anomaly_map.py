@@ -24,10 +24,11 @@ from jaxtyping import Array, Float, Float32
 
 from pae_jax import image_ops
 from pae_jax.config import EvalConfig
+from pae_jax.config_schema import LEARNED_MAPS
 
 Images = Float[Array, "b h w c"]
 Maps = Float[Array, "b h w"]
-HostMaps = Float32[np.ndarray, "n h w"]
+HostMaps = Float32[np.ndarray, "n h w *parts"]
 
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # (K₁L)², (K₂L)² for the data range L = 1
 SSIM_SIGMA, SSIM_RADIUS = 1.5, 5  # the Gaussian window has 11×11 pixels
@@ -94,7 +95,9 @@ MAPS: dict[str, Callable[[Images, Images], Maps]] = {
 
 # How many pixels away a map still depends on the images, by the name of the map. The grid of msgms
 # repeats after 2 ** (MSGMS_SCALES - 1) pixels.
-REACH = {"mse": 0, "ssim": SSIM_RADIUS, "gms": 1, "msgms": 2**MSGMS_SCALES, "learned": 0}
+REACH = {"mse": 0, "ssim": SSIM_RADIUS, "gms": 1, "msgms": 2**MSGMS_SCALES} | dict.fromkeys(
+    LEARNED_MAPS, 0
+)
 
 
 def _mean_kernel(width: float) -> np.ndarray:
@@ -136,20 +139,40 @@ def smooth(maps: Maps, kind: str = "gaussian", fraction: float = 1 / 12) -> Maps
     return image_ops.filter_axes(maps, kernel)
 
 
-def smoothed_map(x: Images, reconstruction: Images, config: EvalConfig) -> Maps:
-    """Returns the smoothed anomaly map Δ(x, f(x)) of §2.2, (b, h, w), as `config` chooses it."""
-    maps = MAPS[config.anomaly_map](x, reconstruction)
-    return smooth(maps, config.smoothing, config.smoothing_fraction)
+def smoothed_maps(
+    compare: Callable[[str], Maps], config: EvalConfig
+) -> Float[Array, "b h w *parts"]:
+    """Returns the smoothed maps that `config.anomaly_map` names.
+
+    Args:
+      compare: name → the map of this name, (b, h, w), not smoothed.
+      config: the settings of the evaluation.
+
+    Returns:
+      (b, h, w) of one map; (b, h, w, parts) of several, which a calibration adds.
+    """
+    fraction, kind = config.smoothing_fraction, config.smoothing
+    maps = [smooth(compare(name), kind, width * fraction) for name, width in config.parts]
+    return maps[0] if len(maps) == 1 else jnp.stack(maps, axis=-1)
+
+
+def smoothed_map(
+    x: Images, reconstruction: Images, config: EvalConfig
+) -> Float[Array, "b h w *parts"]:
+    """Returns the smoothed anomaly map Δ(x, f(x)) of §2.2; see `smoothed_maps`."""
+    return smoothed_maps(lambda name: MAPS[name](x, reconstruction), config)
 
 
 class Calibration(NamedTuple):
-    """The statistics of the smoothed maps of normal images at each position.
+    """The statistics of the smoothed maps of normal images.
 
     Attributes:
-      mean: (h, w), the mean of the maps.
-      deviation: (h, w), positive: σ̃ + 0.2·g. σ̃ is the standard deviation, smoothed by a Gaussian of
-        twice the width of the maps' window. g is the root mean square of the standard deviation
-        over all positions, towards which the value of a position is shrunk.
+      mean: (h, w), or (h, w, parts) of several maps: the mean of the maps, at each position or
+        over all.
+      deviation: like `mean`, positive. At each position it is σ̃ + 0.2·g. σ̃ is the standard
+        deviation, smoothed by a Gaussian of twice the width of the map's window. g is the root mean
+        square of the standard deviation over all positions, towards which the value of a position
+        is shrunk. Over all positions it is the standard deviation.
     """
 
     mean: Any
@@ -158,57 +181,93 @@ class Calibration(NamedTuple):
 
 SHRINKAGE = 0.2  # the weight of g
 MIN_DEVIATION = 1e-8  # equal maps are not divided by 0
+# Where the network g is sure that nothing changed, its logit is far below its mean and would hide
+# what the other maps show.
+LOWEST = -3.0
 
 
 def standardise(maps: Any, calibration: Calibration) -> Any:
-    """Returns maps (b, h, w), of JAX or numpy, in standard deviations from the mean of normal ones.
+    """Returns maps, of JAX or numpy, in standard deviations from the mean of normal ones.
 
-    The values have no limits; those below the mean are negative.
+    Args:
+      maps: (b, h, w), or (b, h, w, parts).
+      calibration: their statistics.
+
+    Returns:
+      (b, h, w). The values have no upper limit; those below the mean are negative. Of several maps
+      it is the sum, in which no part counts less than −3.
     """
-    return (maps - calibration.mean[None]) / calibration.deviation[None]
+    values = (maps - calibration.mean[None]) / calibration.deviation[None]
+    return values if values.ndim == 3 else values.clip(LOWEST).sum(axis=-1)
 
 
-def calibration_of(maps: HostMaps, fraction: float) -> Calibration:
+def calibration_of(maps: HostMaps, config: EvalConfig) -> Calibration:
     """Returns the calibration from smoothed maps of normal images; float32, on the host.
 
     Args:
-      maps: (n, h, w), at least two.
-      fraction: `eval.smoothing_fraction`.
+      maps: (n, h, w), or (n, h, w, parts) of several maps; at least two.
+      config: `calibration` says whether the statistics are those of each position.
     """
-    mean, squares = _sums(maps)
-    smoothing = _Smoothing(mean.shape, fraction)
-    return _to_calibration(mean, squares / (len(maps) - 1), smoothing)
+    return _Statistics(maps, config).calibration()
 
 
-def leave_one_out(maps: HostMaps, fraction: float) -> Iterator[Float32[np.ndarray, "h w"]]:
+def leave_one_out(maps: HostMaps, config: EvalConfig) -> Iterator[Float32[np.ndarray, "h w"]]:
     """Yields each map standardised by the calibration from all others, (h, w) float32 each.
 
     A map is never far from statistics that contain it: a value of n is at most (n − 1)/√n of their
     standard deviations from their mean, whatever it is. Thresholds chosen so would be too low.
 
     Args:
-      maps: (n, h, w), at least three.
-      fraction: `eval.smoothing_fraction`.
+      maps: (n, h, w), or (n, h, w, parts) of several maps; at least three.
+      config: see `calibration_of`.
     """
-    count = len(maps)
-    mean, squares = _sums(maps)
-    smoothing = _Smoothing(mean.shape, fraction)
+    statistics = _Statistics(maps, config)
     for values in maps:
-        offset = values - mean
-        # Without this map the mean moves by offset/(n − 1), and the sum of squares about the mean
-        # loses offset²·n/(n − 1).
-        rest = np.maximum(squares - offset**2 * count / (count - 1), 0)
-        others = _to_calibration(mean - offset / (count - 1), rest / (count - 2), smoothing)
-        yield standardise(values[None], others)[0]
+        yield standardise(values[None], statistics.calibration(without=values))[0]
 
 
-def _sums(maps: HostMaps) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean of maps and the sum of the squares about it, in float64."""
-    mean = maps.mean(axis=0, dtype=np.float64)
-    squares = np.zeros_like(mean)
-    for values in maps:  # map by map, so that no copy of all of them in float64 is made
-        squares += (values - mean) ** 2
-    return mean, squares
+class _Statistics:
+    """Mean and sum of squares of maps, from which one map can be taken out."""
+
+    def __init__(self, maps: HostMaps, config: EvalConfig):
+        self._count = len(maps)
+        self._mean = maps.mean(axis=0, dtype=np.float64)
+        self._squares = np.zeros_like(self._mean)
+        for values in maps:  # map by map, so that no copy of all of them in float64 is made
+            self._squares += (values - self._mean) ** 2
+        self._by_position = config.calibration == "position"
+        self._smoothings = [
+            _Smoothing(maps.shape[1:3], part.width * config.smoothing_fraction)
+            for part in config.parts
+        ]
+
+    def calibration(self, without: np.ndarray | None = None) -> Calibration:
+        """Returns the calibration from all maps, or from all but one of them."""
+        count, mean, squares = self._count, self._mean, self._squares
+        if without is not None:
+            offset = without - mean
+            # Without this map the mean moves by offset/(n − 1), and the sum of squares about the
+            # mean loses offset²·n/(n − 1).
+            squares = np.maximum(squares - offset**2 * count / (count - 1), 0)
+            mean, count = mean - offset / (count - 1), count - 1
+        if self._by_position:
+            deviation = self._by_part(squares / (count - 1))
+        else:
+            average = mean.mean(axis=(0, 1), keepdims=True)
+            # About the mean of all positions: within them, and between them.
+            variance = (squares / count + (mean - average) ** 2).mean(axis=(0, 1), keepdims=True)
+            deviation = np.broadcast_to(np.sqrt(variance), mean.shape)
+            mean = np.broadcast_to(average, mean.shape)
+        deviation = np.maximum(deviation, MIN_DEVIATION)
+        return Calibration(mean.astype(np.float32), deviation.astype(np.float32))
+
+    def _by_part(self, variance: np.ndarray) -> np.ndarray:
+        parts = variance.reshape(*variance.shape[:2], -1)
+        deviations = [
+            smoothing(np.sqrt(part)) + SHRINKAGE * np.sqrt(part.mean())
+            for smoothing, part in zip(self._smoothings, np.moveaxis(parts, -1, 0), strict=True)
+        ]
+        return np.stack(deviations, axis=-1).reshape(variance.shape)
 
 
 class _Smoothing:
@@ -220,12 +279,6 @@ class _Smoothing:
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         return self._rows @ values @ self._columns.T
-
-
-def _to_calibration(mean: np.ndarray, variance: np.ndarray, smoothing: _Smoothing) -> Calibration:
-    deviation = smoothing(np.sqrt(variance)) + SHRINKAGE * np.sqrt(variance.mean())
-    deviation = np.maximum(deviation, MIN_DEVIATION)
-    return Calibration(mean.astype(np.float32), deviation.astype(np.float32))
 
 
 def _sum(maps: Maps, topk_fraction: float) -> Float[Array, " b"]:

@@ -285,7 +285,9 @@ def _prediction(config: Config) -> Program:
     count, (height, width) = config.eval.batch_size, config.data.shape
     params, images = _state(config).eval_params, _pixels(count, height, width)
     if config.eval.calibration != "none":
-        statistics = jax.ShapeDtypeStruct((height, width), jnp.float32)
+        parts = len(config.eval.parts)
+        shape = (height, width) if parts == 1 else (height, width, parts)
+        statistics = jax.ShapeDtypeStruct(shape, jnp.float32)
         params = detection.Calibrated(params, Calibration(statistics, statistics))
     return Program(
         f"prediction, and detection in the evaluation: {count} images of {height}×{width} on "

@@ -13,7 +13,16 @@ from typing import Any
 
 from data_pipelines.errors import BadInput
 from data_pipelines.spec import DatasetSpec
-from pae_jax.config_schema import check_field, check_section, construct, convert, field
+from pae_jax.config_schema import (
+    MapPart,
+    check_field,
+    check_maps,
+    check_section,
+    construct,
+    convert,
+    field,
+    map_parts,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,11 +269,11 @@ class PopulationConfig:
 class EvalConfig:
     """The section `eval`: anomaly maps, image scores, thresholds and metrics."""
 
-    anomaly_map: str = field("ssim", choices=("mse", "ssim", "gms", "msgms", "learned"))
+    anomaly_map: str = "ssim"
     smoothing: str = field("gaussian", choices=("gaussian", "mean", "none"))
     smoothing_fraction: float = field(1 / 12, above=0.0, at_most=1.0)
     symmetries: bool = False
-    calibration: str = field("none", choices=("none", "position"))
+    calibration: str = field("none", choices=("none", "all", "position"))
     image_score: str = field("sum", choices=("sum", "max", "topk"))
     topk_fraction: float = field(0.01, above=0.0, at_most=1.0)
     false_positive_rate: float = field(0.05, above=0.0, at_most=0.5)
@@ -280,6 +289,15 @@ class EvalConfig:
     floor: bool = True
     batch_size: int = field(16, at_least=1)
     bootstrap_seed: int = field(0, at_least=0, at_most=2**31 - 1)
+
+    @property
+    def parts(self) -> tuple[MapPart, ...]:
+        """The maps that `anomaly_map` names, as in "ssim+ssim@2+logit".
+
+        Raises:
+          BadInput: it is not a list of names with widths.
+        """
+        return map_parts(self.anomaly_map)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -363,8 +381,7 @@ class Config:
             raise BadInput(
                 f"objective.noise: {self.objective.noise} needs an empty data.foreground"
             )
-        if self.eval.anomaly_map == "learned" and self.method != "discrepancy":
-            raise BadInput("eval.anomaly_map: learned needs method=discrepancy")
+        check_maps(self.eval.parts, self.method, self.eval.calibration)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain nested dictionaries, ready for JSON."""

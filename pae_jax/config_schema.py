@@ -1,4 +1,4 @@
-"""The rules of a config: types and limits of fields, and names that keys and values had before.
+"""The rules of a config: types, limits and lists, and names that keys and values had before.
 
 config.json, metrics.json and the records of results carry `SCHEMA`. A file of an older schema is
 read by `upgrade`; an old key on the command line or in a config file is refused by `renamed`.
@@ -10,8 +10,8 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from data_pipelines.errors import BadInput
 
@@ -211,3 +211,59 @@ def check_field(key: str, value: Any, limits: Mapping[str, Any]) -> Any:
     if at_most is not None and value > at_most:
         raise BadInput(f"{key}: at most {at_most}, not {value}")
     return value
+
+
+class MapPart(NamedTuple):
+    """One of the maps that make up an anomaly map.
+
+    Attributes:
+      name: a key of `anomaly_map.MAPS`, or one of `LEARNED_MAPS`.
+      width: the window of its smoothing, in multiples of `eval.smoothing_fraction`.
+    """
+
+    name: str
+    width: float
+
+
+# Maps that compare an image with its reconstruction, and those of the second network.
+COMPARISONS = ("mse", "ssim", "gms", "msgms")
+LEARNED_MAPS = ("learned", "logit")
+
+
+def map_parts(text: str) -> tuple[MapPart, ...]:
+    """Returns the maps that `eval.anomaly_map` names, as in "ssim+ssim@2+logit".
+
+    Raises:
+      BadInput: it is not a list of names with widths.
+    """
+    return tuple(_map_part(part, text) for part in text.split("+"))
+
+
+def _map_part(part: str, whole: str) -> MapPart:
+    name, at, width = part.partition("@")
+    try:
+        factor = float(width) if at else 1.0
+    except ValueError:
+        factor = math.nan
+    if name not in COMPARISONS + LEARNED_MAPS or not 0 < factor < math.inf:
+        raise BadInput(
+            "eval.anomaly_map: names joined by +, each with @WIDTH or without, of "
+            f"{', '.join(COMPARISONS + LEARNED_MAPS)}; not {whole!r}"
+        )
+    return MapPart(name, factor)
+
+
+def check_maps(parts: Sequence[MapPart], method: str, calibration: str) -> None:
+    """Checks that a method has the maps of `eval.anomaly_map`, and that they have a common scale.
+
+    Raises:
+      BadInput: it has not, or they have not.
+    """
+    for part in parts:
+        if part.name in LEARNED_MAPS and method != "discrepancy":
+            raise BadInput(f"eval.anomaly_map: {part.name} needs method=discrepancy")
+    if len(parts) > 1 and calibration == "none":
+        raise BadInput(
+            "eval.anomaly_map: maps of different scales can be added only with "
+            "eval.calibration=all or position"
+        )

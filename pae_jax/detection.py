@@ -101,6 +101,9 @@ def detect_float(params: Any, x: Float[Array, "b h w 3"], config: Config) -> Det
     reconstruction, maps = _averaged_map(params, x, config)
     if calibration is not None:
         maps = anomaly_map.standardise(maps, calibration)
+    elif maps.ndim == 4:
+        # Several maps have no common scale yet. A training is validated by the first.
+        maps = maps[..., 0]
     if config.data.foreground and METHODS[config.method].localises:
         # After the smoothing, which spreads the map of the object over its border.
         maps = maps * image_ops.foreground(x)[..., 0]
@@ -150,14 +153,20 @@ def detect_all(
     params: Any, images: UInt8[np.ndarray, "n h w c"], config: Config
 ) -> Iterator[Detection]:
     """Yields one `Detection` of numpy arrays for each image, computed in batches."""
-    if not len(images):
-        return
-    config, size = inference_config(config), min(config.eval.batch_size, len(images))
-    for start in range(0, len(images), size):
-        # The last batch is padded with the last image, so that one compiled program serves all.
+    config = inference_config(config)
+    for batch, count in _batches(images, config.eval.batch_size):
+        yield from unstack(start_batch(params, batch, config), count)
+
+
+def _batches(images: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields batches of one size, and the number of images in each.
+
+    The last batch is padded with the last image, so that one compiled program serves all.
+    """
+    size = min(size, len(images))
+    for start in range(0, len(images), size or 1):
         rows = np.minimum(np.arange(start, start + size), len(images) - 1)
-        detections = start_batch(params, images[rows], config)
-        yield from unstack(detections, min(size, len(images) - start))
+        yield images[rows], min(size, len(images) - start)
 
 
 def start_batch(params: Any, images: UInt8[np.ndarray, "b h w c"], config: Config) -> Detection:
@@ -168,11 +177,15 @@ def start_batch(params: Any, images: UInt8[np.ndarray, "b h w c"], config: Confi
       images: the batch; each of its sizes is compiled once.
       config: a result of `inference_config`.
     """
+    return _detect(params, _beside(params, images), config=config)
+
+
+def _beside(params: Any, images: np.ndarray) -> Array:
+    """Returns images on the device of the parameters."""
     # A member of a population may have its parameters on another device than the default one.
     arrays = [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
-    device = arrays[0].sharding if arrays else None
     # Put explicitly, because the training loop allows no other transfer.
-    return _detect(params, jax.device_put(images, device), config=config)
+    return jax.device_put(images, arrays[0].sharding if arrays else None)
 
 
 def unstack(batch: Detection, count: int) -> Iterator[Detection]:
@@ -182,8 +195,14 @@ def unstack(batch: Detection, count: int) -> Iterator[Detection]:
         yield jax.tree.map(lambda leaf, i=i: leaf[i], batch)
 
 
-# One jitted function for the module, so that it compiles once per config and shape.
+def _maps(params: Any, images: Array, config: Config) -> Float[Array, "b h w *parts"]:
+    """Returns the smoothed maps before any calibration."""
+    return _averaged_map(params, image_ops.to_float(images), config)[1]
+
+
+# One jitted function each for the module, so that it compiles once per config and shape.
 _detect = jax.jit(detect, static_argnames="config")
+_jitted_maps = jax.jit(_maps, static_argnames="config")
 
 
 def inference_config(config: Config) -> Config:
@@ -254,14 +273,19 @@ def measure_held_out(
       BadInput: see `check_calibration`.
     """
     check_calibration(config, len(images))
-    detections = detect_all(params, images, config)
     if config.eval.calibration == "none":
-        return summarise(detections), None
-    maps = np.stack([result.map for result in detections])
-    fraction = config.eval.smoothing_fraction
-    standardised = anomaly_map.leave_one_out(maps, fraction)
+        return summarise(detect_all(params, images, config)), None
+    smoothed, settings = [], inference_config(config)
+    for batch, count in _batches(images, config.eval.batch_size):
+        maps = _jitted_maps(params, _beside(params, batch), config=settings)
+        smoothed.append(jax.device_get(maps)[:count])
+    maps = np.concatenate(smoothed)
+    standardised: Iterable[np.ndarray] = anomaly_map.leave_one_out(maps, config.eval)
+    if config.data.foreground:
+        objects = np.any(images > 0, axis=-1)
+        standardised = (values * mask for values, mask in zip(standardised, objects, strict=True))
     held_out = summarise(_rescore(values, config.eval) for values in standardised)
-    return held_out, anomaly_map.calibration_of(maps, fraction)
+    return held_out, anomaly_map.calibration_of(maps, config.eval)
 
 
 def _rescore(values: Float[np.ndarray, "h w"], settings: EvalConfig) -> Detection:

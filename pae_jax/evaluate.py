@@ -292,7 +292,7 @@ def _report(
     else:
         notes = [f"The method {model.config.method} scores whole images: its maps are constant."]
     if model.calibration is not None:
-        notes.append(statements.calibration(thresholds.images))
+        notes.append(statements.calibration(thresholds.images, model.config.eval))
     content = page.Content(
         title=f"{eval_folder.category(model.config.data)}: {len(test.names)} test images",
         scores=detections.scores,

@@ -24,21 +24,24 @@ from pae_jax.devices import sharding
 from pae_jax.workdir import calibration, files, thresholds, trained_model
 
 SHAPE = (9, 13)
-FRACTION = 0.2
+SETTINGS = EvalConfig(smoothing_fraction=0.2, calibration="position")
 
 
-def brute_force(maps, fraction):
+def brute_force(maps, settings):
     """Mean and deviation of maps as they are defined, in float64."""
+    if settings.calibration == "all":
+        return maps.mean(dtype=np.float64), maps.std(dtype=np.float64)
     sample = np.std(maps, axis=0, ddof=1, dtype=np.float64)
-    kernel = anomaly_map.SMOOTHINGS["gaussian"](2 * fraction * min(sample.shape))
+    width = 2 * settings.smoothing_fraction * min(sample.shape)
+    kernel = anomaly_map.SMOOTHINGS["gaussian"](width)
     smoothed = sample
     for axis in (0, 1):
         smoothed = scipy.ndimage.correlate1d(smoothed, kernel, axis, mode="reflect")
     return maps.mean(0, dtype=np.float64), smoothed + 0.2 * np.sqrt(np.mean(sample**2))
 
 
-def brute_force_without(maps, i, fraction):
-    mean, deviation = brute_force(np.delete(maps, i, axis=0), fraction)
+def brute_force_without(maps, i, settings):
+    mean, deviation = brute_force(np.delete(maps, i, axis=0), settings)
     return (maps[i] - mean) / deviation
 
 
@@ -50,40 +53,72 @@ def draw_maps(count, seed=0):
 
 
 @pytest.mark.parametrize("count", [3, 8])
-def test_the_statistics_are_those_of_numpy(count):
-    maps = draw_maps(count)
+@pytest.mark.parametrize("calibration", ["all", "position"])
+def test_the_statistics_are_those_of_numpy(count, calibration):
+    maps, settings = draw_maps(count), dataclasses.replace(SETTINGS, calibration=calibration)
     found, (mean, deviation) = (
-        anomaly_map.calibration_of(maps, FRACTION),
-        brute_force(maps, FRACTION),
+        anomaly_map.calibration_of(maps, settings),
+        brute_force(maps, settings),
     )
     assert found.mean.dtype == found.deviation.dtype == np.float32
-    np.testing.assert_allclose(found.mean, mean, rtol=1e-6)
-    np.testing.assert_allclose(found.deviation, deviation, rtol=1e-6)
+    assert found.mean.shape == found.deviation.shape == SHAPE
+    np.testing.assert_allclose(found.mean, np.broadcast_to(mean, SHAPE), rtol=1e-6)
+    np.testing.assert_allclose(found.deviation, np.broadcast_to(deviation, SHAPE), rtol=1e-6)
     values = anomaly_map.standardise(maps, found)
     np.testing.assert_allclose(values, (maps - mean) / deviation, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [3, 8])
-def test_every_map_is_standardised_by_the_others(count):
-    maps = draw_maps(count)
+@pytest.mark.parametrize("calibration", ["all", "position"])
+def test_every_map_is_standardised_by_the_others(count, calibration):
+    maps, settings = draw_maps(count), dataclasses.replace(SETTINGS, calibration=calibration)
     maps[0] += 0.5  # most of the sum of squares, which the closed form subtracts again
-    found = list(anomaly_map.leave_one_out(maps, FRACTION))
+    found = list(anomaly_map.leave_one_out(maps, settings))
     assert len(found) == count
     for i, values in enumerate(found):
         assert values.dtype == np.float32
-        expected = brute_force_without(maps, i, FRACTION)
+        expected = brute_force_without(maps, i, settings)
         np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-4)
     # Statistics that contain the map hide it.
-    inside = anomaly_map.standardise(maps, anomaly_map.calibration_of(maps, FRACTION))
+    inside = anomaly_map.standardise(maps, anomaly_map.calibration_of(maps, settings))
     assert found[0].max() > 2 * inside[0].max()
+
+
+@pytest.mark.parametrize("calibration", ["all", "position"])
+def test_several_maps_are_standardised_one_by_one_and_added(calibration):
+    maps = np.stack([draw_maps(6), 5 - 40 * draw_maps(6, seed=1)], axis=-1)
+    together = EvalConfig(
+        smoothing_fraction=0.1, calibration=calibration, anomaly_map="ssim+logit@2"
+    )
+    alone = [
+        dataclasses.replace(together, anomaly_map="ssim"),
+        dataclasses.replace(together, anomaly_map="logit@2"),
+    ]
+    statistics = anomaly_map.calibration_of(maps, together)
+    assert statistics.mean.shape == (*SHAPE, 2)
+    parts = [anomaly_map.calibration_of(maps[..., k], alone[k]) for k in (0, 1)]
+    for k, part in enumerate(parts):
+        np.testing.assert_array_equal(statistics.mean[..., k], part.mean)
+        np.testing.assert_allclose(statistics.deviation[..., k], part.deviation, rtol=1e-6)
+    far = maps.copy()
+    far[0, 3, 4] = [1.0, -1e6]  # the second map is sure that nothing changed there
+    expected = [anomaly_map.standardise(far[..., k], parts[k]) for k in (0, 1)]
+    found = anomaly_map.standardise(far, statistics)
+    np.testing.assert_allclose(found, sum(np.maximum(z, -3) for z in expected), rtol=1e-5)
+    assert found[0, 3, 4] == pytest.approx(expected[0][0, 3, 4] - 3)
+    others = zip(*(anomaly_map.leave_one_out(maps[..., k], alone[k]) for k in (0, 1)), strict=True)
+    for values, pair in zip(anomaly_map.leave_one_out(maps, together), others, strict=True):
+        np.testing.assert_allclose(
+            values, sum(np.maximum(z, -3) for z in pair), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_equal_maps_stay_finite():
     maps = np.full((4, *SHAPE), 0.25, np.float32)
-    for values in anomaly_map.leave_one_out(maps, FRACTION):
+    for values in anomaly_map.leave_one_out(maps, SETTINGS):
         np.testing.assert_array_equal(values, 0)
     maps[0, 2, 3] = 0.5  # the others are equal
-    first, second, *_ = anomaly_map.leave_one_out(maps, FRACTION)
+    first, second, *_ = anomaly_map.leave_one_out(maps, SETTINGS)
     assert np.isfinite(first).all() and first[2, 3] == first.max() > 1e6
     assert np.isfinite(second).all()
 
@@ -95,10 +130,10 @@ def test_thresholds_from_maps_inside_their_own_statistics_would_be_too_low():
     for seed in range(trials):
         maps = draw_maps(count + 1, seed)
         known, new = maps[:-1], maps[-1:]
-        statistics = anomaly_map.calibration_of(known, FRACTION)
+        statistics = anomaly_map.calibration_of(known, SETTINGS)
         score = anomaly_map.standardise(new, statistics).max()
         inside = anomaly_map.standardise(known, statistics)
-        outside = list(anomaly_map.leave_one_out(known, FRACTION))
+        outside = list(anomaly_map.leave_one_out(known, SETTINGS))
         alarms["all"] += score > inside.max()
         alarms["others"] += score > np.max(outside)
     assert alarms["others"] / trials == pytest.approx(1 / (count + 1), abs=0.05)
@@ -141,9 +176,9 @@ def read_csv(path):
 def test_training_ends_with_statistics_and_thresholds(run, held_out):
     workdir = run.workdir.with_name("trained")
     model = trained_model.load(workdir)
-    fraction = model.config.eval.smoothing_fraction
+    settings = model.config.eval
     with np.load(stored_file(workdir), allow_pickle=False) as file:
-        mean, deviation = brute_force(held_out, fraction)
+        mean, deviation = brute_force(held_out, settings)
         np.testing.assert_allclose(file["mean"], mean, rtol=1e-5)
         np.testing.assert_allclose(file["deviation"], deviation, rtol=1e-4)
         assert file["images"] == len(held_out) >= 3
@@ -153,7 +188,7 @@ def test_training_ends_with_statistics_and_thresholds(run, held_out):
     (entry,) = content["held_out"]
     assert entry["settings"]["calibration"] == "position"
     for i in range(len(held_out)):
-        values = brute_force_without(held_out, i, fraction)
+        values = brute_force_without(held_out, i, settings)
         assert entry["maxima"][i] == pytest.approx(values.max(), rel=1e-3)
         assert entry["scores"]["max"][i] == pytest.approx(values.max(), rel=1e-3)
         assert entry["scores"]["sum"][i] == pytest.approx(values.sum(), rel=1e-3, abs=0.1)
@@ -381,7 +416,10 @@ def test_the_key_stands_only_where_it_has_a_part():
             "eval.calibration: position needs at least 3 held-out images, and there are 2; set it "
             "to none, or raise data.holdout_fraction",
         ),
-        ({"eval.calibration": "pixel"}, "eval.calibration: one of none, position, not 'pixel'"),
+        (
+            {"eval.calibration": "pixel"},
+            "eval.calibration: one of none, all, position, not 'pixel'",
+        ),
     ],
 )
 def test_what_is_refused_before_training(run, tmp_path, changes, line, capsys):
@@ -427,3 +465,35 @@ def test_the_program_that_is_compiled_ahead_of_time_has_them_as_arguments(tmp_pa
         lowered = aot._prediction(config).lower(mesh)
         counts.append(len(jax.tree.leaves(lowered.args_info)))
     assert counts[1] == counts[0] + 2
+
+
+def test_several_maps_from_training_to_export(tmp_path, compilation_cache):
+    root, names = runs.make_folder(tmp_path), ("ssim", "ssim@2", "logit")
+    together = {"method": "discrepancy", "head__widths": (4,), "head__dilation_rates": (1,)}
+    together |= {"eval__anomaly_map": "+".join(names), "eval__calibration": "all"}
+    workdir = tmp_path / "run"
+    config = runs.load_config(root, train__steps=10, **together)
+    assert train.train_and_evaluate(config, workdir).outcome == train.FINISHED
+    evaluate.evaluate(workdir, save_maps=True)
+    model = trained_model.load(workdir)
+    images = trained_model.open_split(workdir, model.config).images[:3]
+
+    # The sum is that of the maps alone, each standardised by the same held-out images.
+    alone = []
+    for name in names:
+        words = [f"--config.eval.anomaly_map={name}", "--config.eval.calibration=all"]
+        one = trained_model.load(workdir, words)
+        alone.append([d.map for d in detection.detect_all(one.detector, images, one.config)])
+    found = [d.map for d in detection.detect_all(model.detector, images, model.config)]
+    expected = sum(np.maximum(np.stack(maps), -3) for maps in alone)
+    np.testing.assert_allclose(np.stack(found), expected, rtol=1e-4, atol=1e-4)
+
+    # Without a calibration, as in the validation of a training, it is the first map.
+    first = [d.map for d in detection.detect_all(model.params, images, model.config)]
+    words = ["--config.eval.anomaly_map=ssim", "--config.eval.calibration=none"]
+    plain = trained_model.load(workdir, words)
+    for a, b in zip(first, detection.detect_all(plain.params, images, plain.config), strict=True):
+        np.testing.assert_allclose(a, b.map, atol=1e-6)
+
+    predict.predict(workdir, root / "data/test/crack", tmp_path / "out", save_maps=True)
+    export.export(workdir, tmp_path / "model.stablehlo")

@@ -139,7 +139,7 @@ def test_overrides():
         ("--config.train.seed=-1", r"train\.seed: at least 0, not -1"),
         (
             "--config.eval.anomaly_map=ssmi",
-            r"eval\.anomaly_map: one of mse, ssim, gms, msgms, learned, not 'ssmi'",
+            r"eval\.anomaly_map: names joined by \+, .* of mse, ssim, gms, .*; not 'ssmi'",
         ),
         ("--config.data.source=folder", r"data\.root: "),
         ("--config.corruption.min_blobs=5", r"corruption\.min_blobs: 5 exceeds max_blobs 4"),

@@ -268,7 +268,7 @@ def test_bad_test_images(spoil, trained, tmp_path, capsys):
     ("word", "named"),
     [
         ("--config.train.steps=3", "--config.train.steps=3: after training, only --config.eval"),
-        ("--config.eval.anomaly_map=ssmi", "eval.anomaly_map: one of mse, "),
+        ("--config.eval.anomaly_map=ssmi", "eval.anomaly_map: names joined by +, "),
         (
             "--config.eval.anomaly_mop=ssim",
             "anomaly_mop: no such key; did you mean eval.anomaly_map?",

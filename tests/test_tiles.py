@@ -127,7 +127,7 @@ def test_what_depends_on_the_whole_image_has_no_halo():
 
 
 def test_a_calibration_by_position_has_no_tiles(params):
-    with pytest.raises(BadInput, match=r"^tile: eval\.calibration=position knows the positions"):
+    with pytest.raises(BadInput, match=r"^tile: eval\.calibration=position knows maps"):
         tiles.plan(params, settings(calibration="position"), 3, "auto")
 
 

@@ -123,8 +123,12 @@ def _model(model: Model) -> list[tuple[str, Any]]:
         rows.append(
             (
                 "calibration",
-                "the map is in standard deviations of the held-out normal images at each position, "
-                "so that images have to be aligned as those are",
+                "the map is in standard deviations of the held-out normal images"
+                + (
+                    " at each position, so that images have to be aligned as those are"
+                    if settings.calibration == "position"
+                    else ""
+                ),
             )
         )
     if config.optimizer.ema_decay:

@@ -103,10 +103,12 @@ def _units(params: Any, config: Config) -> dict[str, Any]:
     """Returns the scale of each output on which its deviations are measured.
 
     A program rounds the map in [0, 1], and a calibration divides the rounding by the deviations.
+    Where it adds several maps, their roundings add up.
     """
     if not isinstance(params, detection.Calibrated):
         return dict.fromkeys(OUTPUTS, 1.0)
     unit = 1 / np.asarray(params.calibration.deviation)[None]
+    unit = unit if unit.ndim == 3 else unit.sum(axis=-1)
     scores = detection.image_scores(jax.device_put(unit, _cpu()), config.eval)
     return {MAP: unit, **{f"score_{name}": np.asarray(value) for name, value in scores.items()}}
 

@@ -66,8 +66,9 @@ def neighbourhood(config: Config) -> tuple[int, int] | None:
     grids = [unet.stride(network) for network in networks]
     # The segmentation's network has no image to compare with.
     if METHODS[config.method].reconstruct is not None:
-        reach += anomaly_map.REACH[settings.anomaly_map]
-        if settings.anomaly_map == "msgms":
+        names = {part.name for part in settings.parts}
+        reach += max(anomaly_map.REACH[name] for name in names)
+        if "msgms" in names:
             grids.append(2 ** (anomaly_map.MSGMS_SCALES - 1))
     return reach, math.lcm(*grids)
 
@@ -101,8 +102,8 @@ def plan(params: Any, config: Config, channels: int, tile: str | int) -> Plan:
     _networks(config)
     if config.eval.calibration != "none":
         raise BadInput(
-            f"tile: eval.calibration={config.eval.calibration} knows the positions of an image of "
-            "the training size; leave out the tiles, or set --config.eval.calibration=none"
+            f"tile: eval.calibration={config.eval.calibration} knows maps of the training size; "
+            "leave out the tiles, or set --config.eval.calibration=none"
         )
     blended = Plan(config.data.train_shape, None, 1, config.eval.batch_size)
     if (known := neighbourhood(config)) is None:

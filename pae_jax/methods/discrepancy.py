@@ -2,7 +2,8 @@
 
 f is trained by eq. 1 and its penalties, as in `projection`. g is trained beside it to find the
 pixels that the corruption changed; no gradient of its loss reaches f. With `eval.anomaly_map` =
-"learned" the anomaly map is that of g, with the other choices it is the paper's Δ(x, f(x)).
+"learned" the anomaly map is the probability that g gives to each pixel, with "logit" its logit, and
+with the other names it is the paper's Δ(x, f(x)).
 DRAEM (arXiv 2108.07610) introduced the second network; this g is small, sees the residual as well,
 and learns from targets that follow the visible change.
 """
@@ -19,9 +20,10 @@ from jaxtyping import Array, Float, Key
 
 from pae_jax import anomaly_map, image_ops, objective, projection, rng, unet
 from pae_jax.config import Config, ModelConfig
+from pae_jax.config_schema import LEARNED_MAPS
 from pae_jax.corruption import CorruptedBatch
 from pae_jax.methods.method import Images, Method, PerImage
-from pae_jax.methods.projection import bind_network, init_network, projection_map
+from pae_jax.methods.projection import bind_network, init_network
 from pae_jax.objective import Hyperparameters
 
 # The change is averaged over 5×5 pixels, so that grain does not cut holes into the target.
@@ -111,13 +113,18 @@ def discrepancy_loss(
 
 
 def discrepancy_map(params: Any, x: Images, config: Config) -> tuple[Array, Array]:
-    """Returns f(x) and the smoothed map: of g, or the paper's Δ(x, f(x))."""
-    if config.eval.anomaly_map != "learned":
-        return projection_map(bind_discrepancy)(params, x, config)
+    """Returns f(x) and the smoothed maps: of g, or the paper's Δ(x, f(x)), or several."""
     reconstruction = projection.project(bind_discrepancy(params, config), x, config.eval)
-    probability = nn.sigmoid(head_logit(params, x, reconstruction, config))
-    smoothing = config.eval.smoothing, config.eval.smoothing_fraction
-    return jnp.clip(reconstruction, 0, 1), anomaly_map.smooth(probability, *smoothing)
+    # An f may leave [0, 1] by a little, as in `projection_map`; g has learned from such an f.
+    clipped = jnp.clip(reconstruction, 0, 1)
+
+    def compare(name: str) -> Array:
+        if name not in LEARNED_MAPS:
+            return anomaly_map.MAPS[name](x, clipped)
+        logit = head_logit(params, x, reconstruction, config)
+        return logit if name == "logit" else nn.sigmoid(logit)
+
+    return clipped, anomaly_map.smoothed_maps(compare, config.eval)
 
 
 def bind_discrepancy(params: Any, config: Config) -> Callable[[Array], Array]:
@@ -127,7 +134,7 @@ def bind_discrepancy(params: Any, config: Config) -> Callable[[Array], Array]:
 
 def networks(config: Config) -> tuple[ModelConfig, ...]:
     """Returns the architecture of f, and that of g if the map is that of g."""
-    learned = config.eval.anomaly_map == "learned"
+    learned = any(part.name in LEARNED_MAPS for part in config.eval.parts)
     return (config.model, head_model(config)) if learned else (config.model,)
 
 

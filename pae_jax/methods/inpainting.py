@@ -41,7 +41,7 @@ def inpainting_map(params: Any, x: Images, config: Config) -> tuple[Images, Floa
     f = unet.bind(config.model, params)
     shape = x.shape[1], x.shape[2]
     sides = [side for side in CELL_SIDES if 2 * side <= min(shape)] or CELL_SIDES[:1]
-    reconstructions, maps = [], []
+    reconstructions = []
     for side in sides:
         hidden = jnp.asarray(inpainting_sets(shape, side), x.dtype)[:, None, :, :, None]
         visible = (x[None] * (1 - hidden)).reshape(-1, *x.shape[1:])
@@ -50,10 +50,12 @@ def inpainting_map(params: Any, x: Images, config: Config) -> tuple[Images, Floa
         # The sets are disjoint and cover the image, so every pixel comes from the one pass in
         # which it was hidden.
         reconstructions.append(jnp.sum(hidden * filled, axis=0))
-        maps.append(anomaly_map.MAPS[config.eval.anomaly_map](x, reconstructions[-1]))
-    mean = jnp.mean(jnp.stack(maps), axis=0)
-    smoothed = anomaly_map.smooth(mean, config.eval.smoothing, config.eval.smoothing_fraction)
-    return jnp.mean(jnp.stack(reconstructions), axis=0), smoothed
+
+    def compare(name: str) -> Array:
+        return jnp.mean(jnp.stack([anomaly_map.MAPS[name](x, r) for r in reconstructions]), axis=0)
+
+    maps = anomaly_map.smoothed_maps(compare, config.eval)
+    return jnp.mean(jnp.stack(reconstructions), axis=0), maps
 
 
 # There is no `reconstruct`, because the reconstruction at test time takes up to twelve masked

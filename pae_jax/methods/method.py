@@ -26,8 +26,8 @@ class Method(NamedTuple):
         averaged, (b,), and its terms by name, (b,) each. `hyperparameters` are traced if one
         program trains several runs; None takes the values of the config.
       anomaly_map: (params, images (b, h, w, 3) in [0, 1], config) → a reconstruction of the
-        images in [0, 1], or None, and maps (b, h, w) in [0, 1], or (b, 1, 1) with one value per
-        image.
+        images in [0, 1], or None, and smoothed maps (b, h, w) in [0, 1]; (b, h, w, parts) if
+        `eval.anomaly_map` names several; or (b, 1, 1) with one value per image.
       reconstruct: (params, config) → f, the function from images to images whose properties as a
         projection are measured; it may leave [0, 1] by a little. None if the method has no such
         function; then there are no diagnostics.

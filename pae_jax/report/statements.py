@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pae_jax.config import EvalConfig
+
 # With fewer images of a class, percentile intervals are visibly too narrow. Of intervals for an
 # AUROC of 0.8, 47 % held the true value with 2 images of each class, 84 % with 5, 94 % with 10.
 FEW = 10
@@ -109,17 +111,22 @@ def intervals(resamples: int, good: int, defective: int) -> str:
     return text
 
 
-def calibration(images: int) -> str:
+def calibration(images: int, settings: EvalConfig) -> str:
     """Returns what the values of calibrated maps are.
 
     Args:
       images: the number of held-out normal images.
+      settings: `eval` of the configuration.
     """
+    where = " at its position" if settings.calibration == "position" else ""
+    added = ""
+    if len(settings.parts) > 1:
+        added = f", added over the maps {settings.anomaly_map} (none below −3)"
     return (
         "Maps are standardised: a value is the number of standard deviations from the mean of the "
-        f"{images} held-out normal images at its position (eval.calibration=position). Heat maps "
-        "show negative values as 0. For the threshold, each of these images was standardised by "
-        "the others."
+        f"{images} held-out normal images{where} (eval.calibration={settings.calibration}){added}. "
+        "Heat maps show negative values as 0. For the threshold, each of these images was "
+        "standardised by the others."
     )
 
 

@@ -2,8 +2,9 @@
 
 There is a file for each way to compute a map that was asked for with `eval.calibration`; KEY is a
 hash of these settings. The format is numpy's archive of arrays, as in `parameters`: `mean` and
-`deviation` (h, w), `images`, the number of held-out images, and `step` and `digest`, which identify
-the model as in thresholds.json. The file of another model is not used, but replaced.
+`deviation` (h, w), or (h, w, parts) where `eval.anomaly_map` names several, `images`, the number of
+held-out images, and `step` and `digest`, which identify the model as in thresholds.json. The file
+of another model is not used, but replaced.
 """
 
 import hashlib
@@ -51,9 +52,11 @@ def read(
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             model = {"step": int(file["step"]), "digest": str(file["digest"])}
             calibration = Calibration(file["mean"], file["deviation"])
+        parts = len(settings.parts)
+        expected = shape if parts == 1 else (*shape, parts)
         for values in calibration:
-            if (values.shape, values.dtype) != (shape, np.float32):
-                raise ValueError(f"{values.dtype}{list(values.shape)}, not float32{list(shape)}")
+            if (values.shape, values.dtype) != (expected, np.float32):
+                raise ValueError(f"{values.dtype}{list(values.shape)}, not float32{list(expected)}")
             if not np.isfinite(values).all():
                 raise ValueError("a value is not finite")
         if not (calibration.deviation > 0).all():
