@@ -34,8 +34,9 @@ from data_pipelines.value_range import Range, choose
 VERSION = f"1-pillow{PIL.__version__}"
 
 # An image of a few kilobytes may expand to gigabytes. Pillow's own limit of 89 megapixels is meant
-# for uploads; line-scan cameras exceed it.
-MAX_PIXELS = 2**28
+# for uploads; line-scan cameras exceed it. With this one a picture with a palette and an alpha
+# channel, and its copies, take less than 2 GiB.
+MAX_PIXELS = 2**27
 Image.MAX_IMAGE_PIXELS = None
 
 # How the values of a file are stored.

@@ -202,8 +202,8 @@ def _category(root: str, category: str) -> Path:
 def _entry(directory: Path, name: str) -> Path:
     """Returns directory/name, or the entry of this name in another Unicode spelling."""
     path = directory / name
-    # Unlike `Path.exists`, this does not raise for a name that is too long.
-    if os.path.exists(path) or not directory.is_dir():
+    # Unlike `Path.exists` and `Path.is_dir`, these do not raise for a name that is too long.
+    if os.path.exists(path) or not os.path.isdir(directory):
         return path
     same = [entry for entry in directory.iterdir() if _nfc(entry.name) == _nfc(name)]
     return same[0] if same else path

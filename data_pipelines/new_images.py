@@ -97,9 +97,9 @@ def _matching(pattern: str, is_result: Callable[[Path], bool]) -> list[NewImage]
         path = Path(match)
         ends = range(fixed + 1, 1 + len(path.parts))
         folders = [root.joinpath(*path.parts[fixed:end]) for end in ends]
-        if any(is_result(folder) for folder in folders if folder.is_dir()):
+        if any(is_result(folder) for folder in folders if os.path.isdir(folder)):
             left_out.add("in a folder of results")
-        elif not path.is_dir():
+        elif not os.path.isdir(path):
             if is_image(path.name):
                 found.add(path)
             else:

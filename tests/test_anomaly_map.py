@@ -15,6 +15,7 @@ import skimage.metrics
 from pae_jax import anomaly_map
 from pae_jax.anomaly_map import IMAGE_SCORES, MAPS, SMOOTHINGS
 from pae_jax.config import EvalConfig
+from pae_jax.config_schema import COMPARISONS, LEARNED_MAPS
 
 SIZES = [(1, 1), (2, 1), (7, 300), (255, 257)]
 
@@ -239,7 +240,7 @@ def test_unknown_names_are_errors():
 
 def test_configuration_offers_what_the_registries_hold():
     choices = {f.name: f.metadata.get("choices") for f in dataclasses.fields(EvalConfig)}
-    # The learned map is that of the method `discrepancy`.
-    assert set(choices["anomaly_map"]) == {*MAPS, "learned"}
+    assert set(COMPARISONS) == set(MAPS)
+    assert {*COMPARISONS, *LEARNED_MAPS} == set(anomaly_map.REACH)
     assert set(choices["smoothing"]) == set(SMOOTHINGS)
     assert set(choices["image_score"]) <= set(IMAGE_SCORES)

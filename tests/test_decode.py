@@ -119,10 +119,16 @@ def test_is_grey():
 
 
 def test_large_images_do_not_warn():
-    data = saved(Image.new("1", (12_000, 12_000)))  # 144 megapixels
+    data = saved(Image.new("1", (11_000, 10_000)))  # 110 megapixels
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert image_shape(data, "x") == (12_000, 12_000)
+        assert image_shape(data, "x") == (10_000, 11_000)
+
+
+def test_an_image_that_would_take_gigabytes_is_refused_before_it_is_decoded():
+    data = saved(Image.new("1", (2**14, 2**13 + 1)))
+    with pytest.raises(BadInput, match="16384×8193 pixels, more than 134 million"):
+        decode(data)
 
 
 MASK = np.zeros((6, 5), bool)

@@ -378,6 +378,8 @@ def test_bad_scores_are_one_line(category, tmp_path, capsys, text, line):
 def test_places(category, tmp_path, capsys):
     assert judge(category, tmp_path / "nowhere") == 2
     assert f"--maps={tmp_path / 'nowhere'}: no such folder" in capsys.readouterr().err
+    assert judge(category, tmp_path / ("x" * 300)) == 2
+    assert capsys.readouterr().err.strip().endswith("x: no such folder")
     (tmp_path / "out").mkdir()
     (tmp_path / "out/notes.txt").write_text("mine")
     assert judge(category, category / "native", tmp_path / "out") == 2

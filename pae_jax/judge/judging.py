@@ -77,7 +77,7 @@ def judge(
     # The places are checked before the images are read.
     if place is not None and not files.is_empty(place):
         raise BadInput(f"{place}: not empty; results are never overwritten")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # `Path.is_dir` raises for a name that is too long
         raise BadInput(f"--maps={folder}: no such folder")
     test = open_test(settings.data.spec, channels=image_ops.CHANNELS)
     test = test._replace(names=[*map(spell, test.names)], types=[*map(spell, test.types)])

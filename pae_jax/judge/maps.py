@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ def find_maps(folder: Path, data: DataConfig, names: Sequence[str]) -> list[Path
     Raises:
       BadInput: a map is missing, or two files could be the map of an image.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # `Path.is_dir` raises for a name that is too long
         raise BadInput(f"--maps={folder}: no such folder")
     relative = [Path(name).relative_to("maps") for name in eval_folder.map_names(data, names)]
     # Without the category, and without "test" as well.
