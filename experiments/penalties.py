@@ -198,6 +198,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, overrides = parser.parse_known_args(argv)
     process.use_compilation_cache()
     try:
+        if options.batch < 1:
+            raise BadInput(f"--batch: at least 1, not {options.batch}")
         files.check_writable(options.out)
         content = compare(
             _named(options.sweeps),

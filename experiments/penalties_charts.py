@@ -80,10 +80,11 @@ def scatter(
         title = f"all {_text(found['all'])}\nwithin seeds {_text(found['within'])}"
         axes.set_title(title, fontsize=8)
         axes.set_xlabel(name, fontsize=9)
-        axes.set_ylabel(score, fontsize=8)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
+    figure.supylabel(score, fontsize=9)
     handles = [_handle("o", colour, kind) for kind, colour in palette.items()]
+    handles.append(_handle("o", "0.4", "smaller weight", face="white"))
     if len(markers) > 1:
         handles += [_handle(marker, "0.4", sweep) for sweep, marker in markers.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=9, frameon=False)
@@ -99,7 +100,8 @@ def iteration(members: Sequence[Mapping[str, Any]], score: str, reference: str) 
       score: the image score.
       reference: the variant that every panel shows in grey.
     """
-    palette = colours([member["kind"] for member in members])
+    others = [member for member in members if member["variant"] != reference]
+    palette = colours([member["kind"] for member in others or members])
     applications = list(members[0]["detection"])
     positions = np.arange(len(applications))
 
@@ -126,7 +128,7 @@ def iteration(members: Sequence[Mapping[str, Any]], score: str, reference: str) 
                 linewidth=1.2,
                 label=variant,
             )
-        axes.set_xticks(positions, applications, fontsize=8)
+        axes.set_xticks(positions, [n.replace(" ", "\n") for n in applications], fontsize=8)
         axes.tick_params(axis="y", labelsize=8)
         axes.legend(fontsize=7)
         axes.grid(alpha=0.3)
@@ -164,10 +166,11 @@ def _grid(count: int, *, width: float, height: float, sharey: bool = False) -> t
     return figure, panels
 
 
-def _handle(marker: str, colour: str, label: str) -> Any:
+def _handle(marker: str, colour: str, label: str, face: str | None = None) -> Any:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], marker=marker, color=colour, linestyle="", label=label)
+    faces = {"markerfacecolor": face or colour, "markeredgecolor": colour}
+    return Line2D([], [], marker=marker, linestyle="", label=label, **faces)
 
 
 def _png(figure: Any) -> bytes:

@@ -2,13 +2,12 @@
 
 import math
 import statistics
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 
-RESAMPLES = 1_000
+RESAMPLES = 2_000
 COVERAGE = 0.95
 # Fewer points have a rank correlation, but not one that says anything.
 MIN_POINTS = 4
@@ -63,24 +62,7 @@ def spearman(x: np.ndarray, y: np.ndarray, strata: Sequence[Hashable] | None = N
       strata: (n,) if given, each value is ranked among those of its stratum alone, as a fraction
         of their number less the mean, so that differences between strata have no part in it.
     """
-    u, v = (_centred_ranks(values, strata) for values in (x, y))
-    norm = math.sqrt(float(u @ u) * float(v @ v))
-    return float(u @ v) / norm if norm > 0 else math.nan
-
-
-def _centred_ranks(values: np.ndarray, strata: Sequence[Hashable] | None) -> np.ndarray:
-    codes = np.zeros(len(values), int) if strata is None else _codes(strata)
-    ranks = np.zeros(len(values))
-    for code in np.unique(codes):
-        rows = codes == code
-        count = int(rows.sum())
-        ranks[rows] = (rankdata(values[rows]) - (count + 1) / 2) / count
-    return ranks
-
-
-def _codes(labels: Sequence[Hashable]) -> np.ndarray:
-    numbers = {label: i for i, label in enumerate(dict.fromkeys(labels))}
-    return np.array([numbers[label] for label in labels])
+    return float(_weighted_spearman(np.ones((1, len(x))), x, y, strata)[0])
 
 
 def correlate(
@@ -98,42 +80,58 @@ def correlate(
     are close to each other, so that an interval from single members would be too narrow.
 
     Args:
-      x: (n,); rows where x or y is NaN are left out.
+      x: (n,); rows where x or y is not finite are left out.
       y: (n,)
       clusters: (n,) the variant of each member.
       strata: see `spearman`.
       resamples: the number of resamples.
       seed: that of the resamples.
     """
-    kept = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    kept = np.flatnonzero(np.isfinite(x) & np.isfinite(y)).tolist()
     if len(kept) < MIN_POINTS:
         return Correlation(math.nan, math.nan, math.nan)
     x, y = x[kept], y[kept]
-    codes = _codes([clusters[int(i)] for i in kept])
-    of_strata = None if strata is None else _codes([strata[int(i)] for i in kept])
-    members = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
-    random = np.random.default_rng(seed)
-
-    def statistic(rows: Any) -> float:
-        return spearman(x[rows], y[rows], None if of_strata is None else of_strata[rows].tolist())
-
-    draws = _draws(statistic, members, random, resamples)
+    codes = _codes([clusters[i] for i in kept])
+    of_strata = None if strata is None else [strata[i] for i in kept]
+    value, count = spearman(x, y, of_strata), codes.max() + 1
+    draws = np.zeros(0)
+    if count > 1:
+        # How often each cluster is drawn is the weight of its members.
+        probabilities = np.full(count, 1 / count)
+        weights = np.random.default_rng(seed).multinomial(count, probabilities, size=resamples)
+        draws = _weighted_spearman(weights[:, codes], x, y, of_strata)
+        # A resample with a single cluster may have only one value.
+        draws = draws[np.isfinite(draws)]
     if not len(draws):
-        return Correlation(statistic(slice(None)), math.nan, math.nan)
-    tail = (1 - COVERAGE) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return Correlation(statistic(slice(None)), float(low), float(high))
+        return Correlation(value, math.nan, math.nan)
+    low, high = np.quantile(draws, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+    return Correlation(value, float(low), float(high))
 
 
-def _draws(
-    statistic: Callable[[np.ndarray], float],
-    members: Sequence[np.ndarray],
-    random: np.random.Generator,
-    resamples: int,
+def _weighted_spearman(
+    weights: np.ndarray, x: np.ndarray, y: np.ndarray, strata: Sequence[Hashable] | None
 ) -> np.ndarray:
-    """Returns the statistic of each resample for which it is defined."""
-    if len(members) < 2:
-        return np.zeros(0)
-    chosen = random.integers(len(members), size=(resamples, len(members)))
-    values = np.array([statistic(np.concatenate([members[i] for i in row])) for row in chosen])
-    return values[np.isfinite(values)]
+    """Returns Spearman's rank correlation for each row of weights (draws, n); NaN if undefined.
+
+    A point of weight w counts as w equal points.
+    """
+    codes = np.zeros(len(x), int) if strata is None else _codes(strata)
+    together = codes[:, None] == codes[None, :]
+    # The stratum of a point that was not drawn may be empty.
+    size = np.maximum(weights @ together, 1)
+
+    def ranks(values: np.ndarray) -> np.ndarray:
+        # A rank less the mean rank is half of the points below less half of those above. Ties
+        # share the mean of their ranks, because the sign of 0 is 0.
+        above = np.sign(values[:, None] - values[None, :]) * together
+        return weights @ above.T / (2 * size)
+
+    u, v = ranks(x), ranks(y)
+    product, uu, vv = (np.sum(weights * a * b, axis=1) for a, b in ((u, v), (u, u), (v, v)))
+    norm = np.sqrt(uu * vv)
+    return np.where(norm > 0, product / np.where(norm > 0, norm, 1), np.nan)
+
+
+def _codes(labels: Sequence[Hashable]) -> np.ndarray:
+    numbers = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    return np.array([numbers[label] for label in labels])

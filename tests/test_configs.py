@@ -70,7 +70,9 @@ def test_textures_and_objects_have_the_papers_sizes():
 
 
 def test_an_unknown_ablation():
-    with pytest.raises(BadInput, match=r"^ablation:nonsense: one of elpv, full, brief, directions,"):
+    with pytest.raises(
+        BadInput, match=r"^ablation:nonsense: one of elpv, full, brief, directions,"
+    ):
         load("ablation:nonsense")
 
 
