@@ -42,7 +42,7 @@ def scatter(
     """Returns a PNG with one panel per diagnostic, in which every trained model is a point.
 
     Args:
-      members: `kind`, `weight`, `variant`, `sweep`, `seed`, `steps`, `data`, `metrics` and
+      members: `kind`, `weight`, `setting`, `sweep`, `seed`, `steps`, `data`, `metrics` and
         `diagnostics` of each.
       correlations: by diagnostic, "all" and "within", which stand in the panel's title.
       score: the metric on the vertical axes.
@@ -138,10 +138,10 @@ def iteration(members: Sequence[Mapping[str, Any]], score: str, reference: str) 
 
 
 def _trainings(members: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """Returns the members of several sweeps of one data set by variant and seed, by their steps."""
+    """Returns the members of several sweeps of one data set by setting and seed, by their steps."""
     groups: dict[Any, list[Mapping[str, Any]]] = {}
     for member in members:
-        key = member["data"], member["variant"], member["seed"]
+        key = member["data"], member["setting"], member["seed"]
         groups.setdefault(key, []).append(member)
     return [sorted(g, key=lambda m: m["steps"]) for g in groups.values() if len(g) > 1]
 
@@ -169,8 +169,16 @@ def _grid(count: int, *, width: float, height: float, sharey: bool = False) -> t
 def _handle(marker: str, colour: str, label: str, face: str | None = None) -> Any:
     from matplotlib.lines import Line2D
 
-    faces = {"markerfacecolor": face or colour, "markeredgecolor": colour}
-    return Line2D([], [], marker=marker, linestyle="", label=label, **faces)
+    face = face or colour
+    return Line2D(
+        [],
+        [],
+        marker=marker,
+        linestyle="",
+        label=label,
+        markerfacecolor=face,
+        markeredgecolor=colour,
+    )
 
 
 def _png(figure: Any) -> bytes:

@@ -35,6 +35,7 @@ class Member(NamedTuple):
       seed: its seed.
       kind: the penalty, see `penalty`.
       weight: the weight of the penalty; None for none or several.
+      setting: kind and weight, the same in all sweeps; the variant where there is no one weight.
       steps: the number of updates.
       data: the name of the data set.
       metrics: image and pixel metrics; None where undefined.
@@ -47,6 +48,7 @@ class Member(NamedTuple):
     seed: int
     kind: str
     weight: float | None
+    setting: str
     steps: int
     data: str
     metrics: dict[str, float | None]
@@ -118,6 +120,7 @@ def read_sweep(name: str, workdir: Path) -> Sweep:
                 seed=int(row["seed"]),
                 kind=kind,
                 weight=weight,
+                setting=row["variant"] if weight is None else f"{kind} {weight:g}",
                 steps=found["provenance"]["step"],
                 data=_data_name(config),
                 metrics={key: found.get(key) for key in sweep.METRICS},

@@ -72,14 +72,14 @@ def iteration_differences(members: Sequence[Member]) -> dict[str, dict[str, dict
 def correlations(members: Sequence[Member], metric: str) -> dict[str, dict[str, Correlation]]:
     """Returns the rank correlation of each diagnostic with a metric, over all and within seeds."""
     y = _column([member.metrics[metric] for member in members])
-    variants = [member.variant for member in members]
+    settings = [member.setting for member in members]
     strata = [(member.sweep, member.seed) for member in members]
     found = {}
     for name in DIAGNOSTICS:
         x = _column([member.diagnostics.get(name) for member in members])
         found[name] = {
-            "all": correlate(x, y, variants),
-            "within": correlate(x, y, variants, strata),
+            "all": correlate(x, y, settings),
+            "within": correlate(x, y, settings, strata),
         }
     return found
 

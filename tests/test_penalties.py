@@ -34,15 +34,18 @@ def get_config(arg=None):
     config.eval.bootstrap_resamples = 0
     config.eval.floor = False
     config.eval.max_steps = 6
-    config.population.members_per_program = 4
+    config.population.members_per_program = 6
     return config
 
 def sweep(add, arg=None):
+    # All of them are one program.
     for seed in (0, 1):
-        add("none", seed, {"train.seed": seed})
-        for weight in (0.1, 0.2):
+        for weight in (0.1, 0.2, 0.3):
             add(f"noise {weight}", seed, {"train.seed": seed, "objective.noise": weight})
 """
+
+
+REFERENCE = "--reference=noise 0.1"
 
 
 class Modules(NamedTuple):
@@ -76,7 +79,9 @@ def swept(tmp_path_factory, compilation_cache) -> Path:
 def compared(modules, swept):
     """The content of penalties.json, and the lines that were printed."""
     said: list[str] = []
-    content = modules.main.compare({"tiny": swept}, batch_size=16, say=said.append)
+    content = modules.main.compare(
+        {"tiny": swept}, reference="noise 0.1", batch_size=16, say=said.append
+    )
     return content, said
 
 
@@ -185,30 +190,32 @@ def test_members_have_the_numbers_of_their_evaluations(compared, swept):
         assert member["metrics"]["pixel_ap"] == float(row["pixel_ap"])
         assert member["diagnostics"]["idempotency"] == float(row["idempotency"])
         assert (member["steps"], member["data"]) == (4, "procedural weave 16x16")
-    assert [m["kind"] for m in content["members"]] == ["none", "noise", "noise"] * 2
-    assert [m["weight"] for m in content["members"]] == [None, 0.1, 0.2] * 2
+    assert [m["kind"] for m in content["members"]] == ["noise"] * 6
+    assert [m["weight"] for m in content["members"]] == [0.1, 0.2, 0.3] * 2
+    # The names that the full ablation gives to these settings.
+    assert [m["setting"] for m in content["members"]] == [row["variant"] for row in rows]
 
 
 def test_differences_are_taken_within_each_seed(compared, swept):
     content, _ = compared
-    names = ("none-0", "none-1", "noise_0_2-0", "noise_0_2-1")
-    none_0, none_1, noise_0, noise_1 = (stored(swept, name)["diagnostics"] for name in names)
+    names = ("noise_0_1-0", "noise_0_1-1", "noise_0_2-0", "noise_0_2-1")
+    weak_0, weak_1, strong_0, strong_1 = (stored(swept, name)["diagnostics"] for name in names)
     for name in ("idempotency", "fixed_point_error"):
-        first, second = noise_0[name] - none_0[name], noise_1[name] - none_1[name]
+        first, second = strong_0[name] - weak_0[name], strong_1[name] - weak_1[name]
         found = content["differences"]["tiny"]["noise 0.2"][name]
         assert found == pytest.approx(((first + second) / 2, abs(first - second) / 2, 2))
-        mean = content["differences"]["tiny"]["none"][name].mean
-        assert mean == pytest.approx((none_0[name] + none_1[name]) / 2)
+        mean = content["differences"]["tiny"]["noise 0.1"][name].mean
+        assert mean == pytest.approx((weak_0[name] + weak_1[name]) / 2)
 
 
 def test_the_iteration_is_that_of_pae_evaluate(compared, swept, tmp_path):
     content, said = compared
-    for member, name in zip(content["members"], ("none-0", "noise_0_1-0"), strict=False):
+    for member, name in zip(content["members"], ("noise_0_1-0", "noise_0_2-0"), strict=False):
         metrics = stored(swept, name)
         for score, value in member["detection"]["1"].items():
             assert value == metrics[f"image_auroc_{score}"]
     assert said[-1] == "one application: image AUROC within 0 of the evaluations"
-    shutil.copytree(swept / "members/noise_0_1-0", tmp_path / "w")
+    shutil.copytree(swept / "members/noise_0_2-0", tmp_path / "w")
     member = content["members"][1]
     off = [f"--config.eval.{key}=False" for key in ("diagnostics", "floor")]
     for label, words in {
@@ -220,15 +227,15 @@ def test_the_iteration_is_that_of_pae_evaluate(compared, swept, tmp_path):
             assert value == metrics[f"image_auroc_{score}"]
     values = [member["detection"][n]["sum"] for n in ("1", "2", "4", "8")]
     assert len(set(values)) > 1  # f was applied several times
-    first, later = (content["iteration"]["tiny"]["none"]["sum"][n] for n in ("1", "8"))
-    found = [m["detection"] for m in content["members"] if m["variant"] == "none"]
+    first, later = (content["iteration"]["tiny"]["noise 0.3"]["sum"][n] for n in ("1", "8"))
+    found = [m["detection"] for m in content["members"] if m["variant"] == "noise 0.3"]
     assert first.mean == pytest.approx(np.mean([d["1"]["sum"] for d in found]))
     assert later.mean == pytest.approx(np.mean([d["8"]["sum"] - d["1"]["sum"] for d in found]))
 
 
 def test_members_of_one_architecture_share_the_programs(modules, compared, swept):
     compiled = detection._detect._cache_size()
-    for name in ("none-1", "noise_0_2-1"):
+    for name in ("noise_0_1-1", "noise_0_2-1"):
         modules.members.measure_iteration(swept / "members" / name, [], 16, modules.main.open_test)
     assert detection._detect._cache_size() == compiled
 
@@ -238,7 +245,7 @@ def test_members_of_one_architecture_share_the_programs(modules, compared, swept
 
 def test_the_command_writes_its_files_and_replaces_them(modules, swept, tmp_path, capsys):
     out = tmp_path / "out"
-    words = [f"first={swept}", f"second={swept}", f"--out={out}", "--no_iteration"]
+    words = [f"first={swept}", f"second={swept}", f"--out={out}", "--no_iteration", REFERENCE]
     for _ in range(2):
         assert modules.main.main(words) == 0
     names = {"penalties.json", "penalties.md", "scatter.png"}
@@ -273,11 +280,13 @@ def test_a_member_that_diverged_is_left_out(modules, swept, tmp_path):
     lines[2] = lines[2].replace("finished", "diverged")
     table.write_text("\n".join(lines) + "\n")
     said: list[str] = []
-    content = modules.main.compare({"w": tmp_path / "w"}, iteration=False, say=said.append)
-    assert said == ["w: noise 0.1, seed 0: diverged, left out"]
+    content = modules.main.compare(
+        {"w": tmp_path / "w"}, reference="noise 0.1", iteration=False, say=said.append
+    )
+    assert said == ["w: noise 0.2, seed 0: diverged, left out"]
     assert len(content["members"]) == 5
-    assert content["differences"]["w"]["noise 0.1"]["idempotency"].seeds == 1
-    assert content["differences"]["w"]["noise 0.2"]["idempotency"].seeds == 2
+    assert content["differences"]["w"]["noise 0.2"]["idempotency"].seeds == 1
+    assert content["differences"]["w"]["noise 0.3"]["idempotency"].seeds == 2
 
 
 @pytest.mark.parametrize(
@@ -285,8 +294,11 @@ def test_a_member_that_diverged_is_left_out(modules, swept, tmp_path):
     [
         (["{swept}/members"], r"members/sweep/results\.csv: not found; finish `pae sweep"),
         (["{swept}", "{swept}"], r"both would be w; name them NAME=SWEEP"),
-        (["{swept}", "--reference=nothing"], r"no finished member of the variant 'nothing'; --ref"),
-        (["{swept}", "--config.train.steps=3"], r"--config\.train\.steps=3: after training, only"),
+        (["{swept}"], r"no finished member of the variant 'none'; --reference names another"),
+        (
+            ["{swept}", REFERENCE, "--config.train.steps=3"],
+            r"--config\.train\.steps=3: after training, only",
+        ),
         (["{swept}", "--batch=0"], r"--batch: at least 1, not 0"),
     ],
 )
@@ -302,7 +314,7 @@ def test_bad_input_is_one_line_and_writes_nothing(modules, swept, tmp_path, case
 
 def test_an_evaluation_that_does_not_fit_is_one_line(modules, swept, tmp_path):
     shutil.copytree(swept, tmp_path / "w")
-    path = tmp_path / "w/members/none-1/eval/metrics.json"
+    path = tmp_path / "w/members/noise_0_1-1/eval/metrics.json"
     metrics = json.loads(path.read_text())
     for change, message in (
         ({"schema": 1}, "of another version"),
@@ -310,5 +322,7 @@ def test_an_evaluation_that_does_not_fit_is_one_line(modules, swept, tmp_path):
         ({"diagnostics": {}}, "has no diagnostics"),
     ):
         path.write_text(json.dumps(metrics | change))
-        with pytest.raises(modules.main.BadInput, match=rf"none-1/eval/metrics\.json: {message}"):
+        with pytest.raises(
+            modules.main.BadInput, match=rf"noise_0_1-1/eval/metrics\.json: {message}"
+        ):
             modules.members.read_sweep("w", tmp_path / "w")
