@@ -47,6 +47,8 @@ def scatter(
       correlations: by diagnostic, "all" and "within", which stand in the panel's title.
       score: the metric on the vertical axes.
     """
+    from matplotlib.ticker import NullFormatter
+
     palette = colours([member["kind"] for member in members])
     markers = dict(zip(dict.fromkeys(m["sweep"] for m in members), itertools.cycle(MARKERS)))
     largest = {
@@ -77,6 +79,10 @@ def scatter(
         known = [value for value in values if value is not None and math.isfinite(value)]
         if known and min(known) > 0 and max(known) > LOGARITHMIC * min(known):
             axes.set_xscale("log")
+            # The numbers between two powers of ten would overlap.
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.locator_params(axis="x", nbins=5)
         title = f"all {_text(found['all'])}\nwithin seeds {_text(found['within'])}"
         axes.set_title(title, fontsize=8)
         axes.set_xlabel(name, fontsize=9)
