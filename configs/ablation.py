@@ -3,11 +3,16 @@
 pae sweep --config=ablation --workdir=W
 
 The argument is one of
-    elpv    the default: the demo's network and data, three seeds
-    brief   five of the variants, a sixth of the steps (docs/ablation.md)
+    elpv         the default: the demo's network and data, all steps, three seeds
+    full         the same steps and seeds: every penalty at two weights (docs/ablation.md)
+    brief        five of the variants of elpv, a sixth of the steps
     directions   the same steps: the Jacobian by random, tangent and normal directions
-    tile    a folder in MVTec layout: add --config.data.root=DIR
-    smoke   a few short runs on ELPV, to check that it works
+    tile         a folder in MVTec layout: add --config.data.root=DIR
+    tile_full    the same folder: no penalty, and three of the penalties of full
+    smoke        a few short runs on ELPV, to check that it works
+
+Two weights and three seeds of a penalty can be trained as one program. An accelerator is faster
+with --config.population.members_per_program=6.
 """
 
 from collections.abc import Callable
@@ -48,20 +53,45 @@ VARIANTS: dict[str, dict[str, Any]] = {
         for directions in ("tangent", "normal", "both")
     },
 }
+# Each penalty at two weights, with names that say both.
+WEIGHTED: dict[str, dict[str, Any]] = {
+    "none": {},
+    **{
+        f"{directions} {weight}": {
+            "objective.jacobian.weight": weight,
+            "objective.jacobian.directions": directions,
+        }
+        for directions in ("random", "tangent", "normal", "both")
+        for weight in (0.01, 0.1)
+    },
+    **{
+        f"idempotency {gradient} {weight:g}": {
+            "objective.idempotency.weight": weight,
+            "objective.idempotency.gradient": gradient,
+        }
+        for gradient in ("both", "outer", "inner")
+        for weight in (1.0, 10.0)
+    },
+    **{f"noise {sigma}": {"objective.noise": sigma} for sigma in (0.05, 0.1)},
+}
 FEW = ("none", "jacobian", "noise", "idempotency")
-# Argument → names of the variants that it trains.
+
+
+def _select(*names: str) -> dict[str, dict[str, Any]]:
+    return {name: (VARIANTS | WEIGHTED)[name] for name in names}
+
+
+# Argument → the variants that it trains.
 SELECTIONS = {
-    "elpv": tuple(VARIANTS),
-    "brief": (*FEW, "jacobian x10"),
-    "directions": (
-        "none",
-        "jacobian x10",
-        "jacobian tangent",
-        "jacobian normal",
-        "jacobian both",
+    "elpv": VARIANTS,
+    "full": WEIGHTED,
+    "brief": _select(*FEW, "jacobian x10"),
+    "directions": _select(
+        "none", "jacobian x10", "jacobian tangent", "jacobian normal", "jacobian both"
     ),
-    "tile": tuple(VARIANTS),
-    "smoke": FEW,
+    "tile": VARIANTS,
+    "tile_full": _select("none", "random 0.1", "both 0.1", "idempotency both 1"),
+    "smoke": _select(*FEW),
 }
 COMMON = {
     # The paper's corruption and equal regions, because the penalties' weights are meant for them.
@@ -70,6 +100,9 @@ COMMON = {
     "train.tensorboard": False,
 }
 CHANGES: dict[str, dict[str, Any]] = {
+    # The floor is the same for all variants of a seed.
+    "full": {"eval.floor": False},
+    "tile_full": {"eval.floor": False},
     "brief": {"train.steps": 800},
     "directions": {"train.steps": 800},
     "smoke": {
@@ -94,7 +127,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     arg = arg or "elpv"
     if arg not in SELECTIONS:
         raise ValueError(f"one of {', '.join(SELECTIONS)}, not {arg!r}")
-    config = folder.get_config() if arg == "tile" else elpv.get_config()
+    config = folder.get_config() if arg in ("tile", "tile_full") else elpv.get_config()
     config.update_from_flattened_dict(COMMON | CHANGES.get(arg, {}))
     return config
 
@@ -102,5 +135,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
 def sweep(add: Callable[..., None], arg: str | None = None) -> None:
     """Calls add(variant, seed, changes) for every run; changes map dotted keys to values."""
     for seed in (0,) if arg == "smoke" else (0, 1, 2):
-        for name in SELECTIONS[arg or "elpv"]:
-            add(name, seed, {"train.seed": seed, **VARIANTS[name]})
+        for name, changes in SELECTIONS[arg or "elpv"].items():
+            add(name, seed, {"train.seed": seed, **changes})

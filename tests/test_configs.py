@@ -70,8 +70,30 @@ def test_textures_and_objects_have_the_papers_sizes():
 
 
 def test_an_unknown_ablation():
-    with pytest.raises(BadInput, match=r"^ablation:nonsense: one of elpv, brief, directions,"):
+    with pytest.raises(
+        BadInput, match=r"^ablation:nonsense: one of elpv, full, brief, directions,"
+    ):
         load("ablation:nonsense")
+
+
+def test_the_full_ablation_has_every_penalty_at_two_weights_and_one_program_for_both():
+    words = ["--config.population.members_per_program=6"]
+    members = config_file.load_sweep("ablation:full", words)
+    configs = [config for *_, config in members]
+    assert len({config.hash for config in configs}) == len(configs) == 17 * 3
+    groups = population.group_runs(configs)
+    assert [len(group) for group in groups] == [3] + [6] * 8
+    for group in groups[1:]:
+        assert len({members[i][0] for i in group}) == 2  # variants
+        assert len({members[i][1] for i in group}) == 3  # seeds
+    # All of them are trained to the end, and differ from the demo in nothing but these settings.
+    demo, none = load("elpv"), configs[0]
+    assert none.train.steps == demo.train.steps
+    assert (none.model, none.optimizer) == (demo.model, demo.optimizer)
+    assert none.objective == configuration.ObjectiveConfig()
+    for config in configs:
+        assert (config.data, config.corruption) == (none.data, none.corruption)
+        assert config.eval == none.eval
 
 
 @pytest.mark.parametrize("question", recipe.QUESTIONS)
