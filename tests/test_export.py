@@ -236,10 +236,19 @@ def test_no_sidecar_stays_without_its_program(trained, tmp_path, monkeypatch):
             raise CannotWrite(path, OSError(28, "No space left on device"))
         write(path, content)
 
-    monkeypatch.setattr(files, "write_atomically", full)
-    with pytest.raises(CannotWrite, match="No space left"):
-        export.export(trained.workdir, tmp_path / "model")
-    assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_atomically", full)
+        with pytest.raises(CannotWrite, match="No space left"):
+            export.export(trained.workdir, tmp_path / "model")
+        assert not list(tmp_path.iterdir())
+        # A process that is killed there removes nothing. The same command then ends.
+        patch.setattr(files, "remove", lambda path: None)
+        with pytest.raises(CannotWrite, match="No space left"):
+            export.export(trained.workdir, tmp_path / "model")
+    assert (tmp_path / "model.json").exists()
+    path = export.export(trained.workdir, tmp_path / "model")
+    assert sidecar(path)["file"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "model.json"}
 
 
 @pytest.mark.parametrize(

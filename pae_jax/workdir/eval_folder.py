@@ -1,4 +1,7 @@
-"""The folder of an evaluation: W/eval, or W/eval_KEY=VALUE,… for other settings than the run's."""
+"""The folder of an evaluation: W/eval, or W/eval_KEY=VALUE,… for other settings than the run's.
+
+`replace` serves the folders of a judgement and of a comparison as well.
+"""
 
 import contextlib
 import hashlib
@@ -82,7 +85,7 @@ def map_names(data: DataConfig, names: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def replace(folder: AnyPath) -> Iterator[AnyPath]:
+def replace(folder: AnyPath, entries: Sequence[str] = ENTRIES) -> Iterator[AnyPath]:
     """Yields an empty folder that takes the place of `folder` when the context ends.
 
     On a local disk everything is written to a hidden folder beside it, and the two are swapped at
@@ -92,6 +95,7 @@ def replace(folder: AnyPath) -> Iterator[AnyPath]:
 
     Args:
       folder: the folder, which need not exist.
+      entries: what it holds of its own. Anything else in it stays.
 
     Raises:
       CannotWrite: the folders cannot be swapped.
@@ -116,7 +120,7 @@ def replace(folder: AnyPath) -> Iterator[AnyPath]:
     try:
         yield new
         try:
-            _swap(folder, new, old)
+            _swap(folder, new, old, entries)
         except OSError as error:
             raise CannotWrite(folder, error) from error
     finally:
@@ -136,10 +140,10 @@ def restore(folder: AnyPath) -> None:
             old.rename(folder)
 
 
-def _swap(folder: Path, new: Path, old: Path) -> None:
+def _swap(folder: Path, new: Path, old: Path, entries: Sequence[str]) -> None:
     if folder.exists():
         for path in folder.iterdir():
-            if path.name not in ENTRIES:
+            if path.name not in entries:
                 copy = shutil.copytree if path.is_dir() else shutil.copy2
                 copy(path, new / path.name)
         folder.rename(old)
