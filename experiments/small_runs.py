@@ -207,6 +207,7 @@ def _forget_list(workdir: Path) -> None:
 
 VERBS = {
     "train": Verb(_train, renews=True, cut=_forget_last_checkpoint),
+    "train anew": Verb(_train),
     "evaluate": Verb(_evaluate, "train", renews=True),
     "predict": Verb(_predict, "train"),
     "sweep": Verb(_sweep, renews=True, cut=_forget_second_member),

@@ -227,7 +227,7 @@ def test_a_program_that_deviates_is_not_written(trained, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_no_sidecar_stays_without_its_program(trained, tmp_path, monkeypatch):
+def test_no_sidecar_stays_without_its_program(exported, trained, tmp_path, monkeypatch):
     monkeypatch.setattr(program, "deviation", lambda *_: program.Deviation(0.0, 0.0))
     write = files.write_atomically
 
@@ -249,6 +249,9 @@ def test_no_sidecar_stays_without_its_program(trained, tmp_path, monkeypatch):
     path = export.export(trained.workdir, tmp_path / "model")
     assert sidecar(path)["file"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert {path.name for path in tmp_path.iterdir()} == {"model", "model.json"}
+    # The bytes do not depend on where the program was called, and tell no folder of this machine.
+    assert path.read_bytes() == exported.read_bytes()
+    assert b".py" not in path.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def _choose_threshold(scores: np.ndarray, labels: np.ndarray) -> _Threshold:
     # Without a score below, any smaller number; at a distance that a chart can show.
     limit = (best + below.max()) / 2 if below.size else best - (abs(best) or 1.0)
     limit = limit if limit < best else np.nextafter(best, -np.inf)
-    source = "the largest F1 of these test images, with their labels: new images fare worse"
+    source = "the largest F1 of these test images, with their labels: new images tend to fare worse"
     return _Threshold(float(limit), source)
 
 
