@@ -47,7 +47,7 @@ MODES = {"space": errno.ENOSPC, "read-only": errno.EROFS, "full": errno.EFBIG}
 REFUSED, WENT_ON = "refused", "went on"
 # Before the key of a path that is removed. A full disk allows that.
 REMOVAL = "removal of "
-TIMEOUT = 60
+TIMEOUT = 300
 # Lines that a run writes in any case: progress bars.
 _BAR = re.compile(r"^(train|decoding|predicting|foreground): +\d+%|^\s*$")
 

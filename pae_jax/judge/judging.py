@@ -75,8 +75,8 @@ def judge(
     folder, settings = Path(maps), config_file.load(config, overrides)
     place = None if out is None else to_path(out)
     # The places are checked before the images are read.
-    if place is not None and not files.is_empty(place):
-        raise BadInput(f"{place}: not empty; results are never overwritten")
+    if place is not None:
+        files.check_empty(place)
     if not folder.is_dir():
         raise BadInput(f"--maps={folder}: no such folder")
     test = open_test(settings.data.spec, channels=image_ops.CHANNELS)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from data_pipelines.errors import BadInput, CannotWrite
 from pae_jax.config import DataConfig, EvalConfig
+from pae_jax.workdir import files
 from pae_jax.workdir.changes import differences
 from pae_jax.workdir.files import output_path
 from pae_jax.workdir.paths import AnyPath
@@ -91,7 +92,7 @@ def replace(folder: AnyPath, entries: Sequence[str] = ENTRIES) -> Iterator[AnyPa
     On a local disk everything is written to a hidden folder beside it, and the two are swapped at
     the end. After an error, or a kill at any moment, one of them is whole. In a bucket nothing can
     be renamed: the maps of an earlier evaluation are removed first, and each file replaces the
-    earlier one when its upload is complete.
+    earlier one when its upload is complete. An object says meanwhile that they are incomplete.
 
     Args:
       folder: the folder, which need not exist.
@@ -106,7 +107,8 @@ def replace(folder: AnyPath, entries: Sequence[str] = ENTRIES) -> Iterator[AnyPa
             maps.rmtree(missing_ok=True)
         except Exception as error:  # the drivers of buckets raise many types
             raise CannotWrite(maps, error) from error
-        yield folder
+        with files.incomplete(folder):
+            yield folder
         return
     # A linked folder is replaced where it is.
     folder = Path(os.path.realpath(folder))

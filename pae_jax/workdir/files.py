@@ -17,6 +17,7 @@ from data_pipelines.cache_folder import unwritable
 from data_pipelines.errors import BadInput, CannotWrite, first_line
 from pae_jax.workdir.paths import AnyPath
 
+_INCOMPLETE = ".incomplete"
 # The bytes of the longest name of a file in most file systems.
 MAX_NAME = 255
 
@@ -199,12 +200,33 @@ def remove(path: AnyPath) -> None:
         raise CannotWrite(path, error) from error
 
 
-def is_empty(directory: AnyPath) -> bool:
-    """Returns whether a directory holds nothing; one that does not exist is empty."""
+def check_empty(folder: AnyPath) -> None:
+    """Checks that a folder for results is empty, or holds what a kill in `incomplete` has left.
+
+    Raises:
+      BadInput: it holds anything else. A folder that does not exist is empty.
+    """
     try:
-        return not any(True for _ in directory.iterdir())
+        names = {path.name for path in folder.iterdir()}
     except (FileNotFoundError, NotADirectoryError):
-        return True
+        return
+    if names and _INCOMPLETE not in names:
+        raise BadInput(f"{folder}: not empty; results are never overwritten")
+
+
+@contextlib.contextmanager
+def incomplete(folder: AnyPath) -> Iterator[None]:
+    """Marks a folder of a bucket as incomplete until the context ends without an error.
+
+    A local folder gets its name when it is complete, but objects of a bucket cannot be renamed.
+
+    Raises:
+      CannotWrite: no permission.
+    """
+    marker = folder / _INCOMPLETE
+    write_atomically(marker, "Incomplete: the same command, repeated, writes this folder anew.\n")
+    yield
+    remove(marker)
 
 
 def remove_tree(path: AnyPath) -> None:
