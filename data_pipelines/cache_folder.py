@@ -293,6 +293,9 @@ def clear(directory: Path) -> str:
         try:
             _remove(entry.path)
         except OSError as error:
+            if fcntl is None and isinstance(error, PermissionError):  # on Windows, it is open
+                stay.append(entry)
+                continue
             raise CannotWrite(entry.path, error) from error
         removed.append(entry)
     line = f"{directory}: removed {_count_text(removed)}"

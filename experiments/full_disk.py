@@ -49,7 +49,7 @@ REFUSED, WENT_ON = "refused", "went on"
 REMOVAL = "removal of "
 TIMEOUT = 300
 # Lines that a run writes in any case: progress bars.
-_BAR = re.compile(r"^(train|decoding|predicting|foreground): +\d+%|^\s*$")
+_BAR = re.compile(r"^[a-z]+: +\d+%|^\s*$")
 
 
 # ---- the disk ----
