@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipelines.errors import BadInput, first_line, warn
+from data_pipelines.errors import BadInput, CannotWrite, first_line, warn
 
 try:
     import fcntl
@@ -234,9 +234,11 @@ def trim(directory: Path, bound: int) -> list[Entry]:
     for entry in known:
         if total <= bound:
             break
-        if _may_remove(entry) and _remove(entry.path):
-            total -= entry.size
-            removed.append(entry)
+        if _may_remove(entry):
+            with contextlib.suppress(OSError):
+                _remove(entry.path)
+                total -= entry.size
+                removed.append(entry)
     return removed
 
 
@@ -246,15 +248,12 @@ def _may_remove(entry: Entry) -> bool:
     return not is_in_use(entry.path)
 
 
-def _remove(path: Path) -> bool:
-    try:
-        path.unlink()
-    except OSError:
-        return False
+def _remove(path: Path) -> None:
+    # The description first, because one without its array is found by no later call. Another
+    # process may have removed either.
     if path.suffix == ".npy":
-        with contextlib.suppress(OSError):
-            path.with_suffix(".txt").unlink()
-    return True
+        path.with_suffix(".txt").unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 # ---- text ----
@@ -281,9 +280,24 @@ def describe(directory: Path) -> str:
 
 
 def clear(directory: Path) -> str:
-    """Removes every file that is not in use; returns one line that says what was removed."""
-    removed = trim(directory, -1)
-    stay = [entry for entry in entries(directory) if entry.path.suffix == ".npy"]
+    """Removes every file that is not in use; returns one line that says what was removed.
+
+    Raises:
+      CannotWrite: a file that is not in use cannot be removed. Those before it are.
+    """
+    removed, stay = [], []
+    for entry in entries(directory):
+        if not _may_remove(entry):
+            stay.append(entry)
+            continue
+        try:
+            _remove(entry.path)
+        except OSError as error:
+            if fcntl is None and isinstance(error, PermissionError):  # on Windows, it is open
+                stay.append(entry)
+                continue
+            raise CannotWrite(entry.path, error) from error
+        removed.append(entry)
     line = f"{directory}: removed {_count_text(removed)}"
     return f"{line}; {_count_text(stay, ' in use')}" if stay else line
 

@@ -1,13 +1,13 @@
 r"""Refuses every file that a verb writes, one by one, as a full or read-only disk does.
 
-    python -m experiments.full_disk [--verbs=train,evaluate,predict,sweep] [--modes=space,…]
+    python -m experiments.full_disk [--verbs=train,evaluate,…] [--modes=space,…]
 
 Each verb first runs undisturbed while an audit hook of Python lists every path that is opened for
-writing, made or renamed below its folders. Digits in names are left out, so that step_4.png and
-step_8.png count as one. Then each path fails once in each mode:
+writing, made, renamed or removed below its folders. Digits in names are left out, so that
+step_4.png and step_8.png count as one. Then each path fails once in each mode:
 
     space       to open, make or rename it raises ENOSPC
-    read-only   the same with EROFS
+    read-only   the same with EROFS, and to remove it
     full        from its opening on no file of the process can grow (RLIMIT_FSIZE), TensorStore's,
                 which Python does not see, included
 
@@ -38,16 +38,18 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 from experiments import interruptions, small_runs
 from pae_jax.workdir import eval_folder
 
-VERBS = interruptions.VERBS
 MODES = {"space": errno.ENOSPC, "read-only": errno.EROFS, "full": errno.EFBIG}
 REFUSED, WENT_ON = "refused", "went on"
-TIMEOUT = 60
+# Before the key of a path that is removed. A full disk allows that.
+REMOVAL = "removal of "
+TIMEOUT = 300
 # Lines that a run writes in any case: progress bars.
-_BAR = re.compile(r"^(train|decoding|predicting): +\d+%|^\s*$")
+_BAR = re.compile(r"^[a-z]+: +\d+%|^\s*$")
 
 
 # ---- the disk ----
@@ -74,21 +76,11 @@ def key(path: Path) -> str:
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    if _disk.folder is None or event not in ("open", "os.mkdir", "os.rename"):
-        return
-    path = arguments[0] if event != "os.rename" else arguments[1]
-    if not isinstance(path, str | bytes | os.PathLike):
-        return
-    full = os.path.abspath(os.fsdecode(path))
-    if not full.startswith(f"{_disk.folder}{os.sep}"):
-        return
-    writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-    if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & writes):
-        return
-    # A real disk answers first that a folder is there.
-    if event == "os.mkdir" and os.path.lexists(full):
+    if _disk.folder is None or (full := _written(event, arguments)) is None:
         return
     name = key(Path(full).relative_to(_disk.folder))
+    if event == "os.remove":
+        name = REMOVAL + name
     _disk.seen[name] = None
     if name != _disk.refused:
         return
@@ -98,6 +90,23 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     else:
         number = MODES[_disk.mode]
         raise OSError(number, os.strerror(number), full)
+
+
+def _written(event: str, arguments: tuple[Any, ...]) -> str | None:
+    """Returns the path below the folder that an event of Python writes or removes, or None."""
+    if event not in ("open", "os.mkdir", "os.rename", "os.remove"):
+        return None
+    path = arguments[0] if event != "os.rename" else arguments[1]
+    if not isinstance(path, str | bytes | os.PathLike):
+        return None
+    full = os.path.abspath(os.fsdecode(path))
+    writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+    if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & writes):
+        return None
+    # A real disk answers first that a folder is there, or that there is nothing to remove.
+    if event in ("os.mkdir", "os.remove") and os.path.lexists(full) != (event == "os.remove"):
+        return None
+    return full if full.startswith(f"{_disk.folder}{os.sep}") else None
 
 
 def _limit_files(size: int) -> None:
@@ -162,21 +171,18 @@ class Cases:
     def _prepare_before(self) -> None:
         """Writes what stands before the verb: earlier results, and those of the verb in part."""
         self._before.mkdir()
-        earlier = {
-            "train": ["train"],
-            "evaluate": ["train", "evaluate"],
-            "predict": ["train"],
-            "sweep": ["sweep"],
-        }
-        for verb in earlier[self._verb]:
+        settings = small_runs.VERBS[self._verb]
+        self._workdir.mkdir(parents=True)
+        if settings.prepare:
+            settings.prepare(self._workdir)
+        repeated = settings.renews and not settings.clears
+        for verb in [*small_runs.chain(self._verb), *([self._verb] if repeated else [])]:
             code, lines = self._run(verb)
             if code:
                 raise RuntimeError(f"{verb}: {code}: {lines}")
         # A training resumes, and a sweep trains its second member.
-        if self._verb == "train":
-            shutil.rmtree(self._workdir / f"checkpoints/{small_runs.STEPS}")
-        if self._verb == "sweep":
-            shutil.rmtree(self._workdir / "members/squared_form-0")
+        if settings.cut:
+            settings.cut(self._workdir)
         shutil.copytree(self._workdir, self._before / "run")
 
     def _reset(self) -> None:
@@ -188,12 +194,18 @@ class Cases:
         from data_pipelines import errors
         from pae_jax import main
 
-        words = small_runs.command(verb, self._images, self._workdir)
-        if verb in ("train", "sweep"):
+        settings = small_runs.VERBS[verb]
+        words = settings.words(self._images, self._workdir)
+        if any(word.startswith("--config.data.cache_dir=") for word in words):
             words.append(f"--config.data.cache_dir={self._top / 'cache'}")
         for once in (errors.warn, errors.inform):
             once.cache_clear()
-        with _stderr() as lines, contextlib.redirect_stdout(io.StringIO()):
+        place = {"PAE_CACHE": str(self._workdir / "cache")} if settings.clears else {}
+        with (
+            mock.patch.dict(os.environ, place),
+            _stderr() as lines,
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
             code = main.main(words)
         return code, [line for line in lines if not _BAR.match(line)]
 
@@ -211,7 +223,7 @@ class Cases:
         message = " / ".join(said)
         if error is not None:
             return Result(f"{type(error).__name__}: {error}"[:300], message)
-        outcome = _judge(code, said, state.path, mode, self._verb)
+        outcome = _judge(code, said, state.path, mode, self._verb.split()[0])
         if faults := self._damage():
             outcome = f"broken: {faults[0]}"
         elif outcome == WENT_ON and (text := self._difference()):
@@ -225,10 +237,11 @@ class Cases:
     def _damage(self) -> list[str]:
         """Returns a line for every file that is not whole, and for every earlier one lost."""
         # A disk that refuses W/eval also refuses the way back; the next evaluation takes it.
-        eval_folder.restore(self._workdir / "eval")
+        for old in list(self._workdir.rglob(".*.old")):
+            eval_folder.restore(old.with_name(old.name[1:].removesuffix(".old")))
         earlier, faults = self._before / "run", interruptions.broken(self._workdir)
         for path in interruptions.files(earlier):
-            if "checkpoints" in path.parts:
+            if "checkpoints" in path.parts or small_runs.VERBS[self._verb].clears:
                 continue  # the verb may have removed an old one, and the others were restored
             if not (self._workdir / path).exists():
                 faults.append(f"{path} is gone")
@@ -294,7 +307,12 @@ def work(verb: str, modes: Sequence[str], first: int) -> None:
     with tempfile.TemporaryDirectory(prefix="pae_full_disk_") as folder:
         process.use_compilation_cache()
         cases = Cases(verb, Path(folder))
-        pairs = [(name, mode) for name in cases.keys for mode in modes]
+        pairs = [
+            (name, mode)
+            for name in cases.keys
+            for mode in modes
+            if mode == "read-only" or not name.startswith(REMOVAL)
+        ]
         for number, (name, mode) in enumerate(pairs):
             if number < first:
                 continue
@@ -351,7 +369,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--verbs", default=",".join(VERBS))
+    parser.add_argument("--verbs", default=",".join(small_runs.VERBS))
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Kills train, evaluate, predict and sweep at random moments; the repetition must end as without.
+"""Kills each verb that writes files at random moments; the repetition must end as without.
 
     python -m experiments.interruptions [--moments=40] [--seed=0] [--verbs=train,evaluate]
 
@@ -6,14 +6,16 @@ Each verb runs once undisturbed. For each moment it starts in a new process on a
 ended by SIGKILL. Half of the moments are uniform in the duration of the undisturbed run. The other
 half follow the k-th change of a file by up to 20 ms, because most of so short a run is imports.
 
-Then every file must be whole: JSON and CSV complete, pictures and HTML readable to their end, every
-listed checkpoint restorable, except an old one that was being removed. What had not yet been
-renamed may remain, is counted as a leftover, and is recognised by its name only: a dot at the
-beginning, or Orbax's mark.
+Then every file must be whole: JSON, CSV and archives complete, programs, pictures and HTML readable
+to their end, every listed checkpoint restorable, except an old one that was being removed. What had
+not yet been renamed may remain, is counted as a leftover, and is recognised by its name only: a dot
+at the beginning, or Orbax's mark.
 
-The same command is then repeated to its end. Its files must be those of the undisturbed run: the
-same names, the state of the training bit for bit, all other content but times. Leftovers of the
-kill need not be gone. Exit code 1 if a file is half-written, or the repetition differs or fails.
+The same command is then repeated to its end, also where a verb never overwrites results. Its files
+must be those of the undisturbed run: the same names, the state of the training bit for bit, all
+other content but times. Leftovers of the kill need not be gone. Exit code 1 if a file is
+half-written, or the repetition differs or fails. Do not commit or edit the checkout meanwhile,
+because results name the commit.
 """
 
 import argparse
@@ -29,19 +31,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.export
+import numpy as np
 from PIL import Image
 
 from experiments import kill_and_resume, small_runs
 from pae_jax.workdir import record, trained_model
 
-VERBS = ("train", "evaluate", "predict", "sweep")
-# The verb whose results each verb needs in its workdir.
-BEFORE = {"train": None, "evaluate": "train", "predict": "train", "sweep": None}
 # How long after a change of a file a kill follows at most, in seconds.
 DELAY = 0.02
 TIMEOUT = 600
@@ -102,34 +103,70 @@ class _Closing(HTMLParser):
 
 def fault(path: Path) -> str | None:
     """Returns what is wrong with a file that should be whole, or None."""
-    data = path.read_bytes()
+    if (check := _CHECKS.get(path.suffix)) is None:
+        return None
     try:
-        if path.suffix == ".json":
-            json.loads(data)
-        elif path.suffix == ".jsonl":
-            # A log that grows: each line that has ended is complete.
-            for line in data.split(b"\n")[:-1]:
-                json.loads(line)
-        elif path.suffix == ".csv":
-            if (path.parent / ".unfinished").exists():
-                # A table that grows: each line that has ended is complete.
-                data = data[: data.rfind(b"\n") + 1]
-            if not data.endswith(b"\n"):
-                return "its last line has no end"
-            if len({len(row) for row in csv.reader(io.StringIO(data.decode()))}) != 1:
-                return "its rows have several lengths"
-        elif path.suffix in (".png", ".tiff"):
-            Image.open(io.BytesIO(data)).load()
-        elif path.suffix == ".html":
-            parser = _Closing()
-            parser.feed(data.decode())
-            if not parser.ended:
-                return "it has no end"
-        elif not data and path.suffix == ".md":
-            return "it is empty"
+        return check(path, path.read_bytes())
     except Exception as error:  # the readers raise many types
         return f"{type(error).__name__}: {error}"[:200]
-    return None
+
+
+def _check_json(path: Path, data: bytes) -> None:
+    json.loads(data)
+
+
+def _check_lines(path: Path, data: bytes) -> None:
+    # A log that grows: each line that has ended is complete.
+    for line in data.split(b"\n")[:-1]:
+        json.loads(line)
+
+
+def _check_table(path: Path, data: bytes) -> str | None:
+    if (path.parent / ".unfinished").exists():
+        # A table that grows: each line that has ended is complete.
+        data = data[: data.rfind(b"\n") + 1]
+    if not data.endswith(b"\n"):
+        return "its last line has no end"
+    lengths = {len(row) for row in csv.reader(io.StringIO(data.decode()))}
+    return "its rows have several lengths" if len(lengths) != 1 else None
+
+
+def _check_picture(path: Path, data: bytes) -> None:
+    Image.open(io.BytesIO(data)).load()
+
+
+def _check_page(path: Path, data: bytes) -> str | None:
+    parser = _Closing()
+    parser.feed(data.decode())
+    return None if parser.ended else "it has no end"
+
+
+def _check_text(path: Path, data: bytes) -> str | None:
+    return None if data else "it is empty"
+
+
+def _check_arrays(path: Path, data: bytes) -> None:
+    loaded = np.load(io.BytesIO(data), allow_pickle=False)
+    if path.suffix == ".npz":
+        dict(loaded)  # reads every array and its checksum
+
+
+def _check_program(path: Path, data: bytes) -> None:
+    jax.export.deserialize(bytearray(data))
+
+
+_CHECKS: dict[str, Callable[[Path, bytes], str | None]] = {
+    ".json": _check_json,
+    ".jsonl": _check_lines,
+    ".csv": _check_table,
+    ".png": _check_picture,
+    ".tiff": _check_picture,
+    ".html": _check_page,
+    ".md": _check_text,
+    ".npy": _check_arrays,
+    ".npz": _check_arrays,
+    ".stablehlo": _check_program,
+}
 
 
 def broken(folder: Path) -> list[str]:
@@ -230,14 +267,15 @@ class Runner:
 
     def start(self, verb: str, kill: Kill | None = None) -> tuple[int, float, int, str]:
         """Runs a verb; returns its exit code, its duration, the changes of files, its stderr."""
-        words = small_runs.command(verb, self.images, self.workdir)
+        settings = small_runs.VERBS[verb]
+        cache = (self.workdir if settings.clears else self.folder) / "cache"
         errors = self.folder / "stderr"
         with errors.open("w") as stderr:
             began = time.monotonic()
             process = subprocess.Popen(
-                [sys.executable, "-m", "pae_jax.main", *words],
+                [sys.executable, "-m", "pae_jax.main", *settings.words(self.images, self.workdir)],
                 cwd=small_runs.ROOT,
-                env=small_runs.environment(self.folder / "cache"),
+                env=small_runs.environment(cache),
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
             )
@@ -275,16 +313,18 @@ class Runner:
                     entries.add((path, os.lstat(path).st_mtime_ns))
         return entries
 
-    def copy(self, source: Path | None) -> None:
-        """Puts a copy of `source`, or nothing, at the place of the workdir."""
+    def prepare(self, verb: str, source: Path | None) -> None:
+        """Puts a copy of `source`, or nothing, at the place of the workdir of a verb."""
         shutil.rmtree(self.workdir, ignore_errors=True)
         if source:
             shutil.copytree(source, self.workdir)
+        if write := small_runs.VERBS[verb].prepare:
+            write(self.workdir)
 
     def undisturbed(self, verb: str, source: Path | None) -> Undisturbed:
         """Runs a verb to its end and keeps its files."""
         for _ in range(2):  # the first one compiles
-            self.copy(source)
+            self.prepare(verb, source)
             code, seconds, changes, errors = self.start(verb)
             if code:
                 raise SystemExit(f"{verb}: exit code {code}: {errors}")
@@ -302,14 +342,14 @@ def kills(rng: random.Random, seconds: float, changes: int) -> Iterator[Kill]:
 
 def interrupt(runner: Runner, verb: str, source: Path | None, complete: Path, kill: Kill) -> Result:
     """Kills a verb once, looks at what stands, and repeats it."""
-    runner.copy(source)
+    runner.prepare(verb, source)
     code, *_ = runner.start(verb, kill)
     stood = files(runner.workdir)
     leftovers = [path for path in stood if is_leftover(path)]
     lines = broken(runner.workdir)
     unequal = difference(runner.workdir, complete)
-    # A prediction that was complete before the kill is rightly not begun again.
-    if unequal or verb != "predict":
+    # Results that were complete before the kill are rightly refused by a verb that renews none.
+    if unequal or small_runs.VERBS[verb].renews:
         again, _, _, errors = runner.start(verb)
         text = (errors.strip().splitlines() or [""])[-1]
         unequal = difference(runner.workdir, complete)
@@ -320,7 +360,7 @@ def interrupt(runner: Runner, verb: str, source: Path | None, complete: Path, ki
 
 def source(complete: Mapping[str, Undisturbed], verb: str) -> Path | None:
     """Returns the folder of the run that a verb needs, or None."""
-    before = BEFORE[verb]
+    before = small_runs.VERBS[verb].before
     return complete[before].folder if before else None
 
 
@@ -331,8 +371,7 @@ def measure(folder: Path, verbs: list[str], moments: int, seed: int) -> bool:
     print("| verb | duration | changes | kills | files that stood | leftovers | broken | equal |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for number, verb in enumerate(verbs):
-        before = BEFORE[verb]
-        for name in filter(None, (before, verb)):
+        for name in (*small_runs.chain(verb), verb):
             if name not in complete:
                 complete[name] = runner.undisturbed(name, source(complete, name))
         folder, seconds, changes = complete[verb]
@@ -372,7 +411,9 @@ def main() -> int:
     )
     parser.add_argument("--moments", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--verbs", default=",".join(VERBS))
+    # Without what stood before, "train" begins anew.
+    verbs = [verb for verb in small_runs.VERBS if verb != "train anew"]
+    parser.add_argument("--verbs", default=",".join(verbs))
     options = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="pae_interruptions_") as folder:

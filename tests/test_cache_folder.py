@@ -257,3 +257,33 @@ def test_pae_cache_lists_and_empties_the_cache(tmp_path, monkeypatch, capsys):
     assert used.sum() == 0
     assert main.main(["cache", "more"]) == 2
     assert capsys.readouterr().err == "pae cache: more: `pae cache` takes no argument\n"
+
+
+def test_a_cache_that_cannot_be_emptied_says_why(tmp_path, monkeypatch, capsys):
+    from pae_jax import main
+
+    monkeypatch.setenv("PAE_CACHE", str(tmp_path))
+    path = put(tmp_path, "a")
+    path.with_suffix(".txt").write_text("images\n")
+
+    def refuse(self, missing_ok=False):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        assert main.main(["cache", "--clear"]) == 1
+    line = f"pae cache: {path}: cannot be written (Read-only file system)\n"
+    assert capsys.readouterr().err == line
+    assert path.exists()
+    # A kill between the two files leaves none that no later call would find.
+    unlink = Path.unlink
+
+    def kill_after_the_first(self, missing_ok=False):
+        unlink(self, missing_ok)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", kill_after_the_first)
+        cache_folder.clear(tmp_path)
+    assert cache_folder.clear(tmp_path).startswith(f"{tmp_path}: removed 1 file")
+    assert list(tmp_path.iterdir()) == []

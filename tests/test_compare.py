@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import runs
-from data_pipelines.errors import BadInput
+from data_pipelines.errors import BadInput, CannotWrite
 from layouts import write
 from pae_jax import evaluate, main, train
 from pae_jax.comparison import compare, images
@@ -191,6 +191,29 @@ def test_the_command_prints_and_renews_its_own_folder(first, second, capsys):
     swapped = [words[0], words[2], words[1], *NATIVE]
     assert main.main(swapped) == 0
     assert str(second.workdir) in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_an_earlier_comparison_stays_whole_if_the_next_one_fails(first, tmp_path, monkeypatch):
+    copy = tmp_path / "copy"
+    shutil.copytree(first.workdir, copy)
+    folder = compare.compare([copy, first.workdir]).page.parent
+    (folder / "notes.txt").write_text("the user's")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert len(before) == 4
+    evaluated = ["--config.eval.bootstrap_resamples=5"]
+
+    def fail(path, _):
+        raise CannotWrite(path, OSError(28, "No space left on device"))
+
+    with monkeypatch.context() as patch, pytest.raises(CannotWrite):
+        patch.setattr(compare.page, "write_page", fail)
+        compare.compare([copy, first.workdir], overrides=evaluated)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    compare.compare([copy, first.workdir], overrides=evaluated)
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert after.keys() == before.keys()
+    assert after["comparison.json"] != before["comparison.json"]
+    assert after["notes.txt"] == before["notes.txt"]
 
 
 # ---- refusals: each function spoils the data of the second run ----

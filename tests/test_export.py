@@ -227,7 +227,7 @@ def test_a_program_that_deviates_is_not_written(trained, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_no_sidecar_stays_without_its_program(trained, tmp_path, monkeypatch):
+def test_no_sidecar_stays_without_its_program(exported, trained, tmp_path, monkeypatch):
     monkeypatch.setattr(program, "deviation", lambda *_: program.Deviation(0.0, 0.0))
     write = files.write_atomically
 
@@ -236,10 +236,22 @@ def test_no_sidecar_stays_without_its_program(trained, tmp_path, monkeypatch):
             raise CannotWrite(path, OSError(28, "No space left on device"))
         write(path, content)
 
-    monkeypatch.setattr(files, "write_atomically", full)
-    with pytest.raises(CannotWrite, match="No space left"):
-        export.export(trained.workdir, tmp_path / "model")
-    assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_atomically", full)
+        with pytest.raises(CannotWrite, match="No space left"):
+            export.export(trained.workdir, tmp_path / "model")
+        assert not list(tmp_path.iterdir())
+        # A process that is killed there removes nothing. The same command then ends.
+        patch.setattr(files, "remove", lambda path: None)
+        with pytest.raises(CannotWrite, match="No space left"):
+            export.export(trained.workdir, tmp_path / "model")
+    assert (tmp_path / "model.json").exists()
+    path = export.export(trained.workdir, tmp_path / "model")
+    assert sidecar(path)["file"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "model.json"}
+    # The bytes do not depend on where the program was called, and tell no folder of this machine.
+    assert path.read_bytes() == exported.read_bytes()
+    assert b".py" not in path.read_bytes()
 
 
 @pytest.mark.parametrize(

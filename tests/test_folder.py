@@ -90,13 +90,8 @@ def test_missing_root_and_category(root, function):
     assert message(function, str(gone), "").startswith(f"{gone}: no such folder")
     assert message(function, str(root), "nowhere").startswith(f"{gone}: no such folder")
     long = "x" * 300
-    for place, category in (
-        (root / long, ""),
-        (root / long, "a"),
-        (root, long),
-        (root, "a/" * 3000),
-    ):
-        assert "no such folder" in message(function, str(place), category)
+    for place, name in ((root / long, ""), (root / long, "a"), (root, long), (root, "a/" * 3000)):
+        assert "no such folder" in message(function, str(place), name)
 
 
 def test_missing_and_empty_train_good(root):

@@ -3,6 +3,7 @@
 `python -m experiments.full_disk` refuses every file that the verbs write.
 """
 
+import argparse
 import errno
 import os
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from experiments import full_disk, small_runs
+from pae_jax import main
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits of the size of files")
 
@@ -42,6 +44,9 @@ def cases(compilation_cache, tmp_path_factory):
         ("train", "tfevents", "full"),
         ("train", "_CHECKPOINT_METADATA", "space"),
         ("train", "state.orbax-checkpoint-tmp", "full"),
+        ("train anew", "checkpoints", "read-only"),
+        ("train anew", "metrics.jsonl", "space"),
+        ("cache", "removal of run/cache/*.npy", "read-only"),
         ("evaluate", "report.html", "space"),
         ("evaluate", "maps/data/test/good/.", "full"),
         ("predict", "heatmaps", "read-only"),
@@ -54,6 +59,15 @@ def test_one_path_fails(cases, verb, part, mode):
     name = min((key for key in of_verb.keys if part in key), key=len)
     result = of_verb.run(name, mode)
     assert result.outcome == full_disk.REFUSED, result
+
+
+def test_the_table_has_every_verb():
+    """A new verb either writes no file or stands in the table."""
+    (verbs,) = (a for a in main._parser()._actions if isinstance(a, argparse._SubParsersAction))
+    assert {*verbs.choices} - {name.split()[0] for name in small_runs.VERBS} == {
+        "compile",
+        "configs",
+    }
 
 
 def test_a_cache_that_cannot_be_made_is_said_and_done_without(cases):

@@ -243,9 +243,18 @@ def test_a_packed_model_is_not_trained(packed, trained, capsys):
     assert before == {path: path.read_bytes() for path in packed.rglob("*") if path.is_file()}
 
 
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 def test_a_bucket_takes_and_gives_both(packed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with bucket.in_memory(monkeypatch):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(model_card, "render", interrupt)
+            pack(packed, f"{bucket.ROOT}/model")
+        # Half of a model stands there now, and the same command writes it anew.
+        assert f"/bucket/model/{parameters.NAME}" in bucket.MemoryBucket.store
         folder = pack(packed, f"{bucket.ROOT}/model")
         assert_equal_trees(trained_model.load(folder).params, trained_model.load(packed).params)
         monkeypatch.setattr(program, "deviation", lambda *_: program.Deviation(0.0, 0.0))
@@ -264,7 +273,7 @@ def test_the_command_and_its_refusals(packed, tmp_path, capsys):
     assert content(tmp_path / "again") == FILES
     for out, more, named in (
         (tmp_path / "again", [], "again: not empty; results are never overwritten"),
-        (tmp_path / "again/README.md", [], "README.md: not empty; results are never overwritten"),
+        (tmp_path / "again/README.md", [], "README.md: a file; results are never overwritten"),
         (tmp_path / "x", ["--config.eval.image_score=max"], "keeps the settings of the run"),
     ):
         assert main.main([*words, f"--out={out}", *more]) == 2

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -49,6 +50,11 @@ def test_the_commit_of_a_checkout(tmp_path, copy_package):
     assert provenance.commit() == commit
     (tmp_path / "untracked.txt").write_text("a result\n")
     assert provenance.commit() == commit
+    # The index is not refreshed, for which git would lock it against the user's own commands.
+    index = (tmp_path / ".git/index").read_bytes()
+    os.utime(tmp_path / "README.md", (0, 0))
+    assert provenance.commit() == commit
+    assert (tmp_path / ".git/index").read_bytes() == index
     (tmp_path / "pae_jax/rng.py").write_text("# changed\n")
     assert provenance.commit() == f"{commit}+"
 

@@ -74,6 +74,22 @@ def test_the_words_of_the_table(n, text):
     assert statements.expected(n, 0.05) == f"at most {text}"
 
 
+@pytest.mark.parametrize("n", [3, 20, 1000])  # fewer images are refused
+def test_with_a_calibration_no_bound_is_claimed(n):
+    words = statements.expected(n, 0.05, calibrated=True)
+    assert words.startswith(f"about {statements.chance(n, 0.05)}, 5 % asked for")
+    text = statements.threshold(n, 0.05, calibrated=True)
+    assert "standardised by the other ones" in text
+    assert text.endswith("this probability is an approximation.")
+    assert "approximation" not in statements.threshold(n, 0.05)
+
+
+def test_a_class_without_images_has_no_narrow_intervals():
+    plain = "Intervals hold the middle 95 % of 50 draws of the test images with replacement."
+    assert statements.intervals(50, 20, 0) == plain
+    assert statements.intervals(50, 0, 20) == plain
+
+
 def test_the_sentence_about_intervals():
     plain = "Intervals hold the middle 95 % of 50 draws of the test images with replacement."
     assert statements.intervals(50, 20, 1000) == plain

@@ -146,13 +146,14 @@ def test_files_are_written_read_and_listed(memory):
     with pytest.raises(BadInput, match=r"^gs://bucket/run/a.json: not found"):
         files.read_json(root / "a.json")
     files.check_writable(root)
-    assert files.is_empty(root)
+    files.check_empty(root)
     files.write_json(root / "a.json", {"b": float("nan"), "a": "ü"})
     assert files.read_json(root / "a.json") == {"a": "ü", "b": None}
     files.write_csv(root / "deep/er.csv", [{"name": "x", "score": 1.5}])
     assert listing("gs://bucket/run")["deep/er.csv"] == b"name,score\nx,1.5\n"
     assert set(listing("gs://bucket/run")) == {"a.json", "deep/er.csv"}
-    assert not files.is_empty(root)
+    with pytest.raises(BadInput, match=r"^gs://bucket/run: not empty; results are never"):
+        files.check_empty(root)
 
 
 def test_a_bucket_that_cannot_be_written(memory, monkeypatch):

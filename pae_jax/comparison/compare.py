@@ -8,6 +8,7 @@ The models are applied anew, so that no run needs to be evaluated before. Number
 draws, the limit of AUPRO and the size of the pixel metrics are those of the first run.
 """
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -46,11 +47,12 @@ class Compared(NamedTuple):
 
 
 class _Results(NamedTuple):
-    """The paths of the three files."""
+    """The paths of the three files, in the order in which they are written."""
 
-    page: AnyPath
-    record: AnyPath
     scores: AnyPath
+    page: AnyPath
+    # Last, because it stands for the whole comparison.
+    record: AnyPath
 
 
 class _Run(NamedTuple):
@@ -114,16 +116,16 @@ def compare(
 
     runs = [_apply(*parts) for parts in zip(opened, thresholds, orders, strict=True)]
     record = _record(runs)
-    files.write_csv(results.scores, _rows(runs))
-    page.write_page(results.page, _page(runs, record))
-    # Last, because it stands for the whole comparison.
-    files.write_json(results.record, record)
+    with _place(results, new=out is not None) as written:
+        files.write_csv(written.scores, _rows(runs))
+        page.write_page(written.page, _page(runs, record))
+        files.write_json(written.record, record)
     return Compared(record, results.page)
 
 
 def _results(path: AnyPath) -> _Results:
     stem = path.name.removesuffix(SUFFIX)
-    return _Results(path, path.parent / f"{stem}.json", path.parent / f"{stem}.csv")
+    return _Results(path.parent / f"{stem}.csv", path, path.parent / f"{stem}.json")
 
 
 def _new_results(path: AnyPath) -> _Results:
@@ -131,10 +133,21 @@ def _new_results(path: AnyPath) -> _Results:
     if not path.name.endswith(SUFFIX):
         raise BadInput(f"{path}: the page needs a name that ends with {SUFFIX}")
     results = _results(path)
-    for result in results:
-        if result.exists():
-            raise BadInput(f"{result}: exists; results are never overwritten")
+    files.check_new(*results)
     return results
+
+
+@contextlib.contextmanager
+def _place(results: _Results, *, new: bool) -> Iterator[_Results]:
+    """Yields where the files are written, which stand together after the context, or not at all."""
+    if new:
+        with files.new_files(*results):
+            yield results
+        return
+    # An earlier comparison of the same runs stays whole until this one is.
+    entries = [path.name for path in results]
+    with eval_folder.replace(results.page.parent, entries) as folder:
+        yield _results(folder / results.page.name)
 
 
 def _folder_name(places: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from data_pipelines.errors import BadInput, CannotWrite, printable
+from data_pipelines.errors import BadInput, printable
 from pae_jax.deployment import onnx, program, stablehlo
 from pae_jax.report import statements
 from pae_jax.workdir import files, provenance, thresholds, trained_model
@@ -106,13 +106,10 @@ def export(
         "model": thresholds.identify(model.params, model.step),
         "provenance": provenance.describe(model.config, step=model.step),
     }
-    files.write_json(sidecar, record)
-    try:
+    with files.new_files(sidecar, path):
+        files.write_json(sidecar, record)
         # Last, because it stands for both.
         files.write_atomically(path, content)
-    except CannotWrite:
-        files.remove(sidecar)
-        raise
     _logger.info(
         "%s", printable(f"{path}: {len(content) / 1e6:.1f} MB, deviation {max(deviation):.1g}")
     )
@@ -129,9 +126,7 @@ def _check(path: AnyPath, sidecar: AnyPath, format: str) -> Any:
         raise BadInput(f"--format={format}: {' or '.join(FORMATS)}")
     if format != "onnx" and path.suffix == ".onnx":
         raise BadInput(f"{path}: --format={format} writes no ONNX; add --format=onnx")
-    for file in (path, sidecar):
-        if file.exists():
-            raise BadInput(f"{file}: exists; results are never overwritten")
+    files.check_new(sidecar, path)
     writer = FORMATS[format]
     if importlib.util.find_spec(writer.REQUIRED) is None:
         raise BadInput(f"--format={format}: needs the package {writer.REQUIRED}; {_advice(format)}")

@@ -217,12 +217,13 @@ def _threshold(
 def _limits(model: Model, thresholds: Thresholds) -> list[str]:
     config = model.config
     height, width = config.data.shape
+    noun = "image" if thresholds.images == 1 else "images"
     lines = [
         "It knows one class of images, as they were recorded for training. Another product, "
         "camera, lighting, crop or compression is anomalous to it, or makes scores meaningless.",
         f"Images are resized to {height} × {width}. A defect that vanishes there is not found.",
         "Logical anomalies, such as a missing or misplaced part, need not be found.",
-        f"The threshold rests on {thresholds.images} held-out normal images. Choose it anew from "
+        f"The threshold rests on {thresholds.images} held-out normal {noun}. Choose it anew from "
         "images of your own process before you rely on it.",
         "Scores are no probabilities, and scores of different models cannot be compared.",
         "Another processor or version of JAX rounds differently, by about 1e-6 of the map's range "

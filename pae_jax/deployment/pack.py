@@ -59,8 +59,9 @@ def pack(
       CannotWrite: no space or no permission.
     """
     workdir, out = to_workdir(workdir), to_workdir(out)
-    if not files.is_empty(out) or out.is_file():
-        raise BadInput(f"{out}: not empty; results are never overwritten")
+    if out.is_file():
+        raise BadInput(f"{out}: a file; results are never overwritten")
+    files.check_empty(out)
     for word in overrides:
         if word.removeprefix("--config.").partition("=")[0] not in PLACES:
             raise BadInput(
@@ -123,13 +124,15 @@ def _warn(line: str) -> None:
 def _appearing(out: AnyPath) -> Iterator[AnyPath]:
     """Yields a folder that becomes `out` when the context ends without an error.
 
-    In a bucket nothing can be renamed, so that files are written to their places.
+    In a bucket nothing can be renamed, so that files are written to their places, and an object
+    says meanwhile that they are incomplete.
 
     Raises:
       CannotWrite: the folder cannot be made or renamed.
     """
     if not isinstance(out, Path):
-        yield out
+        with files.incomplete(out):
+            yield out
         return
     folder = out.absolute().with_name(f".{uuid.uuid4().hex}.tmp")
     try:

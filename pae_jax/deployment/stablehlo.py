@@ -1,7 +1,8 @@
 """StableHLO by `jax.export`: one file for CPU, GPU and TPU, for any number of images."""
 
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -28,7 +29,23 @@ def serialise(params: Any, config: Config, shape: tuple[int, int, int]) -> bytes
     (count,) = export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((count, *shape), jnp.uint8)
     exported = export.export(jax.jit(_for_all_platforms(params, config)), platforms=[*PLATFORMS])
-    return bytes(exported(images).serialize())
+    with _without_locations():
+        return bytes(exported(images).serialize())
+
+
+@contextlib.contextmanager
+def _without_locations() -> Iterator[None]:
+    """Leaves out of a program which line of which file made each operation.
+
+    The file would otherwise tell the folders of this machine, and its bytes depend on the caller.
+    """
+    name = "jax_traceback_in_locations_limit"
+    limit = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, limit)
 
 
 def _for_all_platforms(params: Any, config: Config) -> Callable[[Any], dict[str, Any]]:

@@ -6,10 +6,8 @@ import numpy as np
 import scipy.ndimage
 from jaxtyping import Bool, Float
 
+from pae_jax.metrics.regions import label_regions
 from pae_jax.report.pictures import strips
-
-# Pixels that touch at a corner are connected, as in the official AUPRO.
-_EIGHT_CONNECTED = np.ones((3, 3), bool)
 
 
 class Region(NamedTuple):
@@ -41,8 +39,7 @@ def find_regions(values: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]
       values: the anomaly map.
       mask: the pixels above the threshold.
     """
-    labels = np.zeros(mask.shape, np.int32)
-    scipy.ndimage.label(mask, _EIGHT_CONNECTED, output=labels)
+    labels = label_regions(mask)
     boxes = scipy.ndimage.find_objects(labels)
     count = len(boxes)
     areas, sums, peaks = np.zeros(count, int), np.zeros(count), np.full(count, -np.inf)

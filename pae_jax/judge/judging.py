@@ -75,8 +75,8 @@ def judge(
     folder, settings = Path(maps), config_file.load(config, overrides)
     place = None if out is None else to_path(out)
     # The places are checked before the images are read.
-    if place is not None and not files.is_empty(place):
-        raise BadInput(f"{place}: not empty; results are never overwritten")
+    if place is not None:
+        files.check_empty(place)
     if not os.path.isdir(folder):  # `Path.is_dir` raises for a name that is too long
         raise BadInput(f"--maps={folder}: no such folder")
     test = open_test(settings.data.spec, channels=image_ops.CHANNELS)
@@ -171,7 +171,7 @@ def _choose_threshold(scores: np.ndarray, labels: np.ndarray) -> _Threshold:
     # Without a score below, any smaller number; at a distance that a chart can show.
     limit = (best + below.max()) / 2 if below.size else best - (abs(best) or 1.0)
     limit = limit if limit < best else np.nextafter(best, -np.inf)
-    source = "the largest F1 of these test images, with their labels: new images fare worse"
+    source = "the largest F1 of these test images, with their labels: new images tend to fare worse"
     return _Threshold(float(limit), source)
 
 

@@ -19,13 +19,12 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.ndimage
 from jaxtyping import Float, Int, Shaped
 
 from data_pipelines.errors import BadInput
+from pae_jax.metrics.regions import label_regions
 
 _BLOCK_SIZE = 1 << 20  # Anomalous pixels converted to float64 at a time, which bounds memory.
-_EIGHT_CONNECTED = np.ones((3, 3))
 
 
 class F1Max(NamedTuple):
@@ -367,9 +366,7 @@ def split_by_mask(index: int, scores: np.ndarray, mask: np.ndarray) -> ScoredPix
         return ScoredPixels(scores.flatten(), scores[mask], empty, empty)
     # Only the bounding box is labelled, because most defects are small.
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    labels = np.zeros(mask[box].shape, np.int32)
-    scipy.ndimage.label(mask[box], _EIGHT_CONNECTED, output=labels)
-    region = labels[mask[box]] - 1
+    region = label_regions(mask[box])[mask[box]] - 1
     return ScoredPixels(scores[~mask], scores[box][mask[box]], region, np.bincount(region))
 
 

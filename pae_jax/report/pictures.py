@@ -48,11 +48,9 @@ def overlay(image: Picture, heat: Picture, opacity: float = 0.6) -> Picture:
 
 def count_regions(mask: Bool[np.ndarray, "h w"]) -> int:
     """Returns the number of connected regions of a mask; diagonal neighbours are connected."""
-    import scipy.ndimage
+    from pae_jax.metrics.regions import label_regions
 
-    labels = np.zeros(mask.shape, np.int32)
-    scipy.ndimage.label(mask, np.ones((3, 3)), output=labels)
-    return int(labels.max())
+    return int(label_regions(mask).max())
 
 
 def outline(mask: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 4"]:

@@ -66,16 +66,18 @@ def threshold(images: int, rate: float, *, calibrated: bool = False) -> str:
     )
     if calibrated:
         # A further image is standardised by one image more than these, so that ranks differ.
-        text += " Because of eval.calibration this probability is an approximation."
+        text += " The scores of these images are those of maps standardised by the other ones; "
+        text += "because of eval.calibration this probability is an approximation."
     return text
 
 
-def expected(images: int, rate: float) -> str:
+def expected(images: int, rate: float, *, calibrated: bool = False) -> str:
     """Returns the same in a few words, for the printed table.
 
     Args:
       images: the number of held-out normal images.
       rate: `eval.false_positive_rate`.
+      calibrated: as in `threshold`.
     """
     source = "1 held-out normal image" if images == 1 else f"{images} held-out normal images"
     if exceedance(images, rate).held_out == 0:
@@ -83,7 +85,8 @@ def expected(images: int, rate: float) -> str:
         source = f"the threshold is {source}"
     else:
         source = f"from {source}"
-    return f"at most {chance(images, rate)}, {_percent(rate)} asked for; {source}"
+    bound = "about" if calibrated else "at most"
+    return f"{bound} {chance(images, rate)}, {_percent(rate)} asked for; {source}"
 
 
 def chance(images: int, rate: float) -> str:
@@ -106,7 +109,7 @@ def intervals(resamples: int, good: int, defective: int) -> str:
         if count == 1:
             text += f" There is one {kind} image, so that they show no variation between "
             text += f"{kind} images."
-        elif count < FEW:
+        elif 0 < count < FEW:  # without a class there are no intervals that depend on it
             text += f" With {count} {kind} images they tend to be too narrow."
     return text
 

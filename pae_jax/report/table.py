@@ -75,11 +75,16 @@ def _metrics(record: Mapping[str, Any]) -> list[str]:
 def _decisions(record: Mapping[str, Any]) -> list[str]:
     """Returns the threshold, its expected rate, and how many test images exceed it."""
     threshold, good = record["threshold"], record["images"]["good"]
-    own = record["provenance"]["config"]["eval"]["image_score"]
-    score = threshold.get("image_score", own)
+    settings = record["provenance"]["config"]["eval"]
+    score = threshold.get("image_score", settings["image_score"])
     lines = [f"{'threshold':24s}image score {score} > {threshold['score']:.6g}"]
     if "images" in threshold:
-        expected = statements.expected(threshold["images"], threshold["false_positive_rate"])
+        expected = statements.expected(
+            threshold["images"],
+            threshold["false_positive_rate"],
+            # Records from before this key have no calibration.
+            calibrated=settings.get("calibration", "none") != "none",
+        )
         lines.append(f"{'expected false alarms':24s}{expected}")
     else:
         lines.append(f"{'chosen by':24s}{threshold['source']}")

@@ -1,14 +1,13 @@
 """W/calibration/KEY.npz: statistics of the held-out maps, by which a model's maps are standardised.
 
 There is a file for each way to compute a map that was asked for with `eval.calibration`; KEY is a
-hash of these settings. The format is numpy's archive of arrays, as in `parameters`: `mean` and
-`deviation` (h, w), or (h, w, parts) where `eval.anomaly_map` names several, `images`, the number of
-held-out images, and `step` and `digest`, which identify the model as in thresholds.json. The file
-of another model is not used, but replaced.
+hash of these settings. The format is that of `archive`: `mean` and `deviation` (h, w), or
+(h, w, parts) where `eval.anomaly_map` names several, `images`, the number of held-out images, and
+`step` and `digest`, which identify the model as in thresholds.json. The file of another model is
+not used, but replaced.
 """
 
 import hashlib
-import io
 import json
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from data_pipelines.errors import BadInput, first_line
 from pae_jax.anomaly_map import Calibration
 from pae_jax.config import EvalConfig
+from pae_jax.workdir import archive
 from pae_jax.workdir.files import write_atomically
 from pae_jax.workdir.paths import AnyPath
 from pae_jax.workdir.thresholds import dependencies, identify
@@ -49,9 +49,9 @@ def read(
     if not path.exists():
         return None
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            model = {"step": int(file["step"]), "digest": str(file["digest"])}
-            calibration = Calibration(file["mean"], file["deviation"])
+        stored = archive.decode(path.read_bytes(), ("step", "digest", *Calibration._fields))
+        model = {"step": int(stored["step"]), "digest": str(stored["digest"])}
+        calibration = Calibration(stored["mean"], stored["deviation"])
         parts = len(settings.parts)
         expected = shape if parts == 1 else (*shape, parts)
         for values in calibration:
@@ -88,8 +88,5 @@ def write(
     Raises:
       CannotWrite: no space or no permission.
     """
-    arrays = {**calibration._asdict(), "images": images, **identify(params, step)}
-    buffer = io.BytesIO()
-    # Nothing is pickled, because all are arrays of numbers, numbers, and a text.
-    np.savez_compressed(buffer, **arrays)
-    write_atomically(locate(workdir, settings), buffer.getvalue())
+    content = {**calibration._asdict(), "images": images, **identify(params, step)}
+    write_atomically(locate(workdir, settings), archive.encode(content))

@@ -52,13 +52,19 @@ class Checkpoints:
             self._orbax = self._open(keep)
 
     def _open(self, keep: int | None) -> Any:
-        return _training.Checkpointer(
-            self.directory,
-            # The training loop decides when to save, so Orbax may save at every step.
-            save_decision_policy=_training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=_training.preservation_policies.LatestN(keep or 1),
-            cleanup_tmp_directories=keep is not None,
-        )
+        try:
+            return _training.Checkpointer(
+                self.directory,
+                # The training loop decides when to save, so Orbax may save at every step.
+                save_decision_policy=_training.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=_training.preservation_policies.LatestN(keep or 1),
+                cleanup_tmp_directories=keep is not None,
+            )
+        except OSError as error:
+            if keep is None:
+                raise
+            # It makes the folder, and removes what an interruption has left.
+            raise CannotWrite(self.directory, error) from error
 
     def __enter__(self) -> "Checkpoints":
         return self

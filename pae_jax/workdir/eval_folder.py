@@ -1,4 +1,7 @@
-"""The folder of an evaluation: W/eval, or W/eval_KEY=VALUE,… for other settings than the run's."""
+"""The folder of an evaluation: W/eval, or W/eval_KEY=VALUE,… for other settings than the run's.
+
+`replace` serves the folders of a judgement and of a comparison as well.
+"""
 
 import contextlib
 import hashlib
@@ -10,6 +13,7 @@ from pathlib import Path
 
 from data_pipelines.errors import BadInput, CannotWrite
 from pae_jax.config import DataConfig, EvalConfig
+from pae_jax.workdir import files
 from pae_jax.workdir.changes import differences
 from pae_jax.workdir.files import output_path
 from pae_jax.workdir.paths import AnyPath
@@ -82,16 +86,17 @@ def map_names(data: DataConfig, names: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def replace(folder: AnyPath) -> Iterator[AnyPath]:
+def replace(folder: AnyPath, entries: Sequence[str] = ENTRIES) -> Iterator[AnyPath]:
     """Yields an empty folder that takes the place of `folder` when the context ends.
 
     On a local disk everything is written to a hidden folder beside it, and the two are swapped at
     the end. After an error, or a kill at any moment, one of them is whole. In a bucket nothing can
     be renamed: the maps of an earlier evaluation are removed first, and each file replaces the
-    earlier one when its upload is complete.
+    earlier one when its upload is complete. An object says meanwhile that they are incomplete.
 
     Args:
       folder: the folder, which need not exist.
+      entries: what it holds of its own. Anything else in it stays.
 
     Raises:
       CannotWrite: the folders cannot be swapped.
@@ -102,7 +107,8 @@ def replace(folder: AnyPath) -> Iterator[AnyPath]:
             maps.rmtree(missing_ok=True)
         except Exception as error:  # the drivers of buckets raise many types
             raise CannotWrite(maps, error) from error
-        yield folder
+        with files.incomplete(folder):
+            yield folder
         return
     # A linked folder is replaced where it is.
     folder = Path(os.path.realpath(folder))
@@ -116,7 +122,7 @@ def replace(folder: AnyPath) -> Iterator[AnyPath]:
     try:
         yield new
         try:
-            _swap(folder, new, old)
+            _swap(folder, new, old, entries)
         except OSError as error:
             raise CannotWrite(folder, error) from error
     finally:
@@ -136,10 +142,10 @@ def restore(folder: AnyPath) -> None:
             old.rename(folder)
 
 
-def _swap(folder: Path, new: Path, old: Path) -> None:
+def _swap(folder: Path, new: Path, old: Path, entries: Sequence[str]) -> None:
     if folder.exists():
         for path in folder.iterdir():
-            if path.name not in ENTRIES:
+            if path.name not in entries:
                 copy = shutil.copytree if path.is_dir() else shutil.copy2
                 copy(path, new / path.name)
         folder.rename(old)

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from data_pipelines.cache_folder import unwritable
 from data_pipelines.errors import BadInput, CannotWrite, first_line
 from pae_jax.workdir.paths import AnyPath
 
+_INCOMPLETE = ".incomplete"
 # The bytes of the longest name of a file in most file systems.
 MAX_NAME = 255
 
@@ -58,6 +59,55 @@ def _replace(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise CannotWrite(path, error) from error
+
+
+def check_new(*paths: AnyPath) -> None:
+    """Checks that no result has one of these names, except what a kill in `new_files` has left.
+
+    Args:
+      paths: those of `new_files`.
+
+    Raises:
+      BadInput: one of them exists.
+    """
+    if _marker(paths).exists():
+        return
+    for path in paths:
+        if path.exists():
+            raise BadInput(f"{path}: exists; results are never overwritten")
+
+
+@contextlib.contextmanager
+def new_files(*paths: AnyPath) -> Iterator[None]:
+    """Keeps results together that are written in the context: all of them stand, or none.
+
+    A hidden file beside them says until the end that they are unfinished. After a kill the same
+    command finds it and replaces what stands. After an error what stands is removed.
+
+    Args:
+      paths: the results, in one folder.
+
+    Raises:
+      BadInput: one of them exists, although it did not when the command began.
+      CannotWrite: no space or no permission.
+    """
+    check_new(*paths)
+    marker = _marker(paths)
+    write_atomically(marker, "Unfinished: the same command, repeated, writes these results anew.\n")
+    try:
+        yield
+    except BaseException:
+        # If something stays, the marker stays too, and a failure to clean up hides no cause.
+        with contextlib.suppress(CannotWrite):
+            for path in (*paths, marker):
+                remove(path)
+        raise
+    remove(marker)
+
+
+def _marker(paths: Sequence[AnyPath]) -> AnyPath:
+    name = _cut(paths[-1].name, len("..unfinished"))
+    return paths[-1].with_name(f".{name}.unfinished")
 
 
 def to_json(value: Any, **options: Any) -> str:
@@ -150,12 +200,33 @@ def remove(path: AnyPath) -> None:
         raise CannotWrite(path, error) from error
 
 
-def is_empty(directory: AnyPath) -> bool:
-    """Returns whether a directory holds nothing; one that does not exist is empty."""
+def check_empty(folder: AnyPath) -> None:
+    """Checks that a folder for results is empty, or holds what a kill in `incomplete` has left.
+
+    Raises:
+      BadInput: it holds anything else. A folder that does not exist is empty.
+    """
     try:
-        return not any(True for _ in directory.iterdir())
+        names = {path.name for path in folder.iterdir()}
     except (FileNotFoundError, NotADirectoryError):
-        return True
+        return
+    if names and _INCOMPLETE not in names:
+        raise BadInput(f"{folder}: not empty; results are never overwritten")
+
+
+@contextlib.contextmanager
+def incomplete(folder: AnyPath) -> Iterator[None]:
+    """Marks a folder of a bucket as incomplete until the context ends without an error.
+
+    A local folder gets its name when it is complete, but objects of a bucket cannot be renamed.
+
+    Raises:
+      CannotWrite: no permission.
+    """
+    marker = folder / _INCOMPLETE
+    write_atomically(marker, "Incomplete: the same command, repeated, writes this folder anew.\n")
+    yield
+    remove(marker)
 
 
 def remove_tree(path: AnyPath) -> None:

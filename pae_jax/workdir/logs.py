@@ -180,7 +180,10 @@ def _open_lines(path: Path, start: int) -> IO[str]:
     if path.exists():
         kept = [line for line in path.read_text().splitlines() if _is_kept(line, start)]
         write_atomically(path, "".join(line + "\n" for line in kept))
-    return path.open("a")
+    try:
+        return path.open("a")
+    except OSError as error:
+        raise CannotWrite(path, error) from error
 
 
 def _is_kept(line: str, start: int) -> bool:

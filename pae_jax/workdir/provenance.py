@@ -89,6 +89,8 @@ def commit() -> str | None:
 
 
 def _git(directory: Path, *arguments: str) -> str:
-    command = ["git", *arguments]
+    # Without this option `status` locks the index to refresh it. It would then stand in the way of
+    # the user's own commands, and on a full disk leave a lock that refuses every later commit.
+    command = ["git", "--no-optional-locks", *arguments]
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True)
     return done.stdout.strip()

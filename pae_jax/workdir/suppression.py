@@ -14,7 +14,6 @@ that its mask does not depend on others.
 
 import functools
 import hashlib
-import io
 import json
 import threading
 from pathlib import Path
@@ -31,6 +30,8 @@ from data_pipelines.dataset import TrainingSplit
 from data_pipelines.errors import BadInput, first_line, warn
 from pae_jax import image_ops, unet
 from pae_jax.config import Config, ModelConfig
+from pae_jax.metrics.regions import label_regions
+from pae_jax.workdir import archive
 from pae_jax.workdir.files import write_atomically
 from pae_jax.workdir.paths import AnyPath
 
@@ -77,12 +78,9 @@ class Foreground(NamedTuple):
 
 def encode(params: Any, shape: tuple[int, int], margin: float) -> Foreground:
     """Returns a trained network with the content of its file."""
-    arrays = {_name(path): leaf for path, leaf in _leaves(params)}
     settings = json.dumps({"version": _VERSION, "shape": shape, "margin": margin})
-    buffer = io.BytesIO()
-    # Nothing is pickled, because all arrays hold numbers or text.
-    np.savez_compressed(buffer, **{_SETTINGS: np.array(settings)}, **arrays)
-    return Foreground(params, shape, margin, buffer.getvalue())
+    content = archive.encode({_SETTINGS: np.array(settings)} | archive.by_name(params))
+    return Foreground(params, shape, margin, content)
 
 
 def write(folder: AnyPath, foreground: Foreground) -> None:
@@ -114,17 +112,16 @@ def read(folder: AnyPath, advice: str) -> Foreground:
     except Exception as error:  # the drivers of buckets raise many types
         raise BadInput(f"{path}: cannot be read ({first_line(error, 300)})") from error
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = archive.decode(data)
         settings = json.loads(str(arrays.pop(_SETTINGS)))
         version, shape, margin = (settings[name] for name in ("version", "shape", "margin"))
     except Exception as error:  # zip, numpy and json raise many types
         raise BadInput(f"{path}: damaged ({first_line(error, 120)}); {advice}") from error
     template = init(jax.random.key(0), abstract=True)
-    expected = {_name(place): leaf.shape for place, leaf in _leaves(template)}
+    expected = {name: leaf.shape for name, leaf in archive.by_name(template).items()}
     if version != _VERSION or expected != {name: array.shape for name, array in arrays.items()}:
         raise BadInput(f"{path}: of another version of this package; {advice}")
-    leaves = [arrays[_name(place)] for place, _ in _leaves(template)]
+    leaves = [arrays[name] for name in expected]
     params = jax.tree.unflatten(jax.tree.structure(template), leaves)
     return Foreground(params, (shape[0], shape[1]), margin, data)
 
@@ -175,9 +172,7 @@ def find(image: UInt8[np.ndarray, "h w c"], foreground: Foreground) -> Bool[np.n
 
 def large_regions(mask: Bool[np.ndarray, "h w"], fraction: float) -> Bool[np.ndarray, "h w"]:
     """Returns the regions of at least a fraction of the area of the largest one."""
-    regions = np.zeros(mask.shape, np.int32)
-    # 8-connected, as the regions of the metrics.
-    ndimage.label(mask, np.ones((3, 3)), output=regions)
+    regions = label_regions(mask)
     areas = np.bincount(regions.ravel())
     areas[0] = 0  # the background
     return (areas >= max(fraction * areas.max(), 1))[regions]
@@ -256,11 +251,3 @@ def _find(
     # With a low-pass filter, as Pillow resizes what the network was trained on.
     seen = jax.image.resize(x, (len(x), *shape, image_ops.CHANNELS), "linear", antialias=True)
     return jax.image.resize(logits(params, seen), x.shape[:3], "linear") > 0
-
-
-def _leaves(tree: Any) -> list[tuple[Any, Any]]:
-    return jax.tree_util.tree_leaves_with_path(tree)
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
