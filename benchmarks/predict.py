@@ -1,4 +1,4 @@
-"""Times prediction: the compiled detection alone, and `pae predict` on a folder of images.
+"""Times prediction in JAX and in PyTorch: detection alone, `pae predict`, and the first picture.
 
     python benchmarks/predict.py [--size 128] [--widths 32 64 128] [--images 64] [--png 512]
                                  [--batches 1 2 4 8 16] [--rounds 3]
@@ -10,22 +10,38 @@ without files. Each call begins with reading the checkpoint and the compiled pro
 The time per image is therefore the difference between a folder of all images and one of a quarter
 of them, and "start" is the remaining time.
 
+The first picture: `pae predict` of one picture in a new process, from its start to its end, with
+an empty cache of compiled programs ("cold") and with the cache that this leaves ("warm").
+
+PyTorch (the extra `bench`) runs the same network, map and scores eagerly, predict_torch.py, with
+images in both memory layouts; the maps must agree before anything is timed. With files it takes
+the place of JAX in `pae predict`, so that reading and writing are the same. Its first picture is a
+process that loads network and weights from one file and imports no JAX. Without PyTorch, JAX is
+timed alone.
+
 The model has been trained for one step, because its weights do not affect the time. The
-measurements take turns; figures are medians over the rounds after a warm-up round.
+measurements take turns; figures are medians over the rounds after a warm-up round. On Linux the
+memory of both sides is on huge pages, unless GLIBC_TUNABLES is set.
 """
 
 import argparse
+import contextlib
 import functools
+import importlib.util
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from pipeline import write_images
 
@@ -33,6 +49,11 @@ from pae_jax import detection, predict, train
 from pae_jax.config import from_config_dict
 from pae_jax.devices import process
 from pae_jax.workdir import provenance, trained_model
+
+LAYOUTS = ("contiguous", "channels_last")
+# Of the maps, which lie in [0, 1].
+TOLERANCE = 1e-3
+Detect = Callable[[np.ndarray], detection.Detection]
 
 
 def make_model(options: argparse.Namespace, folder: Path) -> Path:
@@ -61,6 +82,41 @@ def make_model(options: argparse.Namespace, folder: Path) -> Path:
     return folder / "run"
 
 
+def make_torch(model: trained_model.Model) -> dict[str, Any]:
+    """Returns the detectors of PyTorch by name, after a comparison with ours; none without it."""
+    if importlib.util.find_spec("torch") is None:
+        print("PyTorch is not installed (the extra bench): JAX alone")
+        return {}
+    from predict_torch import make_detector
+
+    detectors = {
+        f"torch {layout}": make_detector(model.config, model.params, layout) for layout in LAYOUTS
+    }
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, *model.config.data.shape, model.channels), np.uint8)
+    expected = jax.device_get(detection.detect(model.detector, jnp.asarray(images), model.config))
+    for name, detector in detectors.items():
+        found = by_torch(detector)(images)
+        error = float(np.abs(found.map - expected.map).max())
+        print(f"{name}: largest difference of the maps {error:.1e}")
+        if error > TOLERANCE:
+            sys.exit("the two detections differ; nothing was timed")
+    return detectors
+
+
+def by_torch(detector: Any) -> Detect:
+    """Returns the detection of a batch in PyTorch, in the form of ours."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    def detect(images: np.ndarray) -> detection.Detection:
+        with torch.inference_mode():
+            maps, scores = detector(torch.from_numpy(images))
+        values = {name: score.numpy() for name, score in scores.items()}
+        return detection.Detection(None, maps.numpy(), values)
+
+    return detect
+
+
 def turns(calls: dict[Any, Callable[[], Any]], rounds: int) -> dict[Any, float]:
     """Returns the median seconds of each call; the calls take turns after a warm-up round."""
     times: dict[Any, list[float]] = {name: [] for name in calls}
@@ -72,43 +128,99 @@ def turns(calls: dict[Any, Callable[[], Any]], rounds: int) -> dict[Any, float]:
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
-def without_files(workdir: Path, options: argparse.Namespace) -> dict[int, float]:
-    """Returns the seconds per image by batch size."""
-    model = trained_model.load(workdir)
-    detect = jax.jit(functools.partial(detection.detect, config=model.config))
+def without_files(
+    model: trained_model.Model, detectors: dict[str, Any], options: argparse.Namespace
+) -> dict[tuple[str, int], float]:
+    """Returns the seconds per image by contestant and batch size."""
+    compiled = jax.jit(functools.partial(detection.detect, config=model.config))
     rng = np.random.default_rng(0)
 
-    def call(count: int) -> Callable[[], Any]:
+    def ours(images: np.ndarray) -> Any:
+        return jax.block_until_ready(compiled(model.detector, images))
+
+    contestants: dict[str, Callable[[Any], Any]] = {"jax": ours}
+    contestants |= {name: by_torch(detector) for name, detector in detectors.items()}
+
+    def call(detect: Callable[[Any], Any], count: int) -> Callable[[], Any]:
         shape = (count, *model.config.data.shape, model.channels)
-        images = jax.device_put(rng.integers(0, 256, shape, np.uint8))
-        return lambda: [
-            jax.block_until_ready(detect(model.detector, images)) for _ in range(repeats[count])
-        ]
+        images = rng.integers(0, 256, shape, np.uint8)
+        return lambda: [detect(images) for _ in range(repeats[count])]
 
     # Every batch size gets about the same number of images per turn.
     repeats = {count: -(-max(options.batches) // count) for count in options.batches}
-    seconds = turns({count: call(count) for count in options.batches}, options.rounds)
-    return {count: value / (count * repeats[count]) for count, value in seconds.items()}
+    calls = {
+        (name, count): call(detect, count)
+        for count in options.batches
+        for name, detect in contestants.items()
+    }
+    seconds = turns(calls, options.rounds)
+    return {key: value / (key[1] * repeats[key[1]]) for key, value in seconds.items()}
+
+
+@contextlib.contextmanager
+def computing_by(detector: Any) -> Iterator[None]:
+    """Lets `predict.predict` compute with a detector of PyTorch; None leaves JAX in its place."""
+    if detector is None:
+        yield
+        return
+    detect = by_torch(detector)
+    with mock.patch.object(detection, "start_batch", lambda _, images, __: detect(images)):
+        yield
 
 
 def with_files(
-    workdir: Path, folders: dict[int, Path], batches: list[int], rounds: int
-) -> dict[tuple[int, int], float]:
-    """Returns the seconds per call by batch size and number of images."""
+    workdir: Path,
+    folders: dict[int, Path],
+    contestants: dict[tuple[str, int], Any],
+    rounds: int,
+) -> dict[tuple[str, int, int], float]:
+    """Returns the seconds per call by contestant, batch size and number of images."""
     out = workdir.parent / "out"
 
-    def call(batch: int, images: Path) -> None:
+    def call(detector: Any, batch: int, images: Path) -> None:
         shutil.rmtree(out, ignore_errors=True)
-        predict.predict(workdir, images, out, overrides=[f"--config.eval.batch_size={batch}"])
+        with computing_by(detector):
+            predict.predict(workdir, images, out, overrides=[f"--config.eval.batch_size={batch}"])
 
-    # One batch size after the other.
-    seconds: dict[tuple[int, int], float] = {}
-    for batch in batches:
-        calls = {
-            (batch, count): functools.partial(call, batch, path) for count, path in folders.items()
-        }
-        seconds |= turns(calls, rounds)
-    return seconds
+    calls = {
+        (name, batch, count): functools.partial(call, detector, batch, path)
+        for (name, batch), detector in contestants.items()
+        for count, path in folders.items()
+    }
+    return turns(calls, rounds)
+
+
+def first_pictures(workdir: Path, picture: Path, detector: Any, rounds: int) -> dict[str, float]:
+    """Returns the median seconds of a new process that judges one picture."""
+    folder = workdir.parent
+    cache, out = folder / "cache_of_first", folder / "first"
+
+    def run(*words: str | Path) -> float:
+        shutil.rmtree(out, ignore_errors=True)
+        environment = os.environ | {"PAE_CACHE": str(cache)}
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *words], env=environment, check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    ours = ("-m", "pae_jax.main", "predict", f"--workdir={workdir}", f"--images={picture}")
+    times: dict[str, list[float]] = {"jax, cold": [], "jax, warm": []}
+    if detector is not None:
+        from predict_torch import save
+
+        model = trained_model.load(workdir)
+        thresholds = trained_model.thresholds(workdir, model)
+        save(detector, folder / "detector.pt", model.config.data.shape, thresholds)
+        script = Path(__file__).with_name("predict_torch.py")
+        theirs = (script, folder / "detector.pt", picture, out)
+        times["torch"] = []
+        run(*theirs)  # the files of PyTorch come into memory
+    for _ in range(rounds):
+        shutil.rmtree(cache, ignore_errors=True)
+        times["jax, cold"].append(run(*ours, f"--out={out}"))
+        times["jax, warm"].append(run(*ours, f"--out={out}"))
+        if detector is not None:
+            times["torch"].append(run(*theirs))
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def main() -> None:
@@ -124,8 +236,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.images < 4:
         parser.error("--images: at least four")
-    print(provenance.line("jax", "numpy", "pillow"))
-    print(f"{options.size}², widths {options.widths}; PNG images of {options.png}²\n", flush=True)
+    packages = ["jax", "numpy", "pillow"]
+    packages += ["torch"] if importlib.util.find_spec("torch") else []
+    print(provenance.line(*packages))
+    print(f"{options.size}², widths {options.widths}; PNG images of {options.png}²", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["PAE_CACHE"] = str(folder / "cache")
@@ -137,28 +251,52 @@ def main() -> None:
         for path in images[: options.images // 4]:
             shutil.copy(path, part)
         workdir = make_model(options, folder)
+        model = trained_model.load(workdir)
+        detectors = make_torch(model)
 
-        print("| without files: batch | images/s | ms/image |\n| ---: | ---: | ---: |")
-        alone = without_files(workdir, options)
-        for count, per_image in alone.items():
-            print(f"| {count} | {1 / per_image:.1f} | {1e3 * per_image:.1f} |", flush=True)
-        best = min(alone, key=alone.__getitem__)
+        print("\n| without files: batch | by | images/s | ms/image |\n| ---: | --- | ---: | ---: |")
+        alone = without_files(model, detectors, options)
+        for (contestant, count), per_image in alone.items():
+            figures = f"{1 / per_image:.1f} | {1e3 * per_image:.1f}"
+            print(f"| {count} | {contestant} | {figures} |", flush=True)
 
         few, many = options.images // 4, options.images
         folders = {few: part, many: folder / "data/train/good"}
-        sizes = sorted({options.batches[0], best})
-        seconds = with_files(workdir, folders, sizes, options.rounds)
-        print(f"\n| with files: batch | images/s | ms/image | start, s | {many} images, s |")
-        print("| ---: | ---: | ---: | ---: | ---: |")
-        for count in sizes:
-            total = seconds[count, many]
-            per_image = (total - seconds[count, few]) / (many - few)
+        contestants = fastest(alone, detectors, options.batches[0])
+        seconds = with_files(workdir, folders, contestants, options.rounds)
+        print(f"\n| with files: batch | by | images/s | ms/image | start, s | {many} images, s |")
+        print("| ---: | --- | ---: | ---: | ---: | ---: |")
+        for contestant, count in contestants:
+            total = seconds[contestant, count, many]
+            per_image = (total - seconds[contestant, count, few]) / (many - few)
             start = total - many * per_image
-            print(
-                f"| {count} | {1 / per_image:.1f} | {1e3 * per_image:.1f} | {start:.2f} "
-                f"| {total:.2f} |"
-            )
+            figures = f"{1 / per_image:.1f} | {1e3 * per_image:.1f} | {start:.2f} | {total:.2f}"
+            print(f"| {count} | {contestant} | {figures} |", flush=True)
+
+        print("\n| first picture | s |\n| --- | ---: |")
+        detector = next(iter(detectors.values()), None)
+        for contestant, value in first_pictures(
+            workdir, images[0], detector, options.rounds
+        ).items():
+            print(f"| {contestant} | {value:.2f} |", flush=True)
+
+
+def fastest(
+    seconds: dict[tuple[str, int], float], detectors: dict[str, Any], first: int
+) -> dict[tuple[str, int], Any]:
+    """Returns what is timed with files: both sides with the first and with their best batch size.
+
+    PyTorch takes the layout that is faster in its best batch.
+    """
+    chosen: dict[tuple[str, int], Any] = {}
+    for side in ("jax", "torch"):
+        of_side = {key: value for key, value in seconds.items() if key[0].startswith(side)}
+        if of_side:
+            name, best = min(of_side, key=of_side.__getitem__)
+            chosen |= {(name, count): detectors.get(name) for count in sorted({first, best})}
+    return chosen
 
 
 if __name__ == "__main__":
+    process.restart_with_huge_pages(__file__)  # for both sides, as `pae` does
     main()

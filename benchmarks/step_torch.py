@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from torch import nn  # pyright: ignore[reportMissingImports]
@@ -144,6 +143,9 @@ def load(module: nn.Module, variables: Any) -> None:
 
 def to_torch(variables: Any) -> dict[str, torch.Tensor]:
     """Converts a tree like that of the Flax parameters to tensors by their names in the module."""
+    # Here, because the process of predict_torch.py must not spend its time on JAX.
+    import jax
+
     tensors = {}
     for path, leaf in jax.tree.flatten_with_path(variables["params"])[0]:
         *modules, name = (part.key for part in path)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import os
@@ -9,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -105,7 +107,8 @@ def run_loop(runs: Sequence[Run], trainer: Trainer) -> list[TrainResult]:
     """Trains runs of equal length together, to their end.
 
     Order of the loop: validate → save → next batch → steps → log; after the last save, the
-    thresholds are chosen. All random numbers are derived
+    thresholds are chosen. On a CPU the first validation runs beside the first steps, because its
+    programs take as long to compile as the step. All random numbers are derived
     from the step, so a resumed run repeats the uninterrupted one bit for bit.
 
     Args:
@@ -126,6 +129,11 @@ def run_loop(runs: Sequence[Run], trainer: Trainer) -> list[TrainResult]:
         folder = runs[0].staging.folder / "profile"
         profile = stack.enter_context(profiler.open_profiler(config.profile, folder, last=last))
         call = _CallInFlight(recorders, trainer)
+        # One thread, because two would compile the same program twice.
+        thread = stack.enter_context(futures.ThreadPoolExecutor(1, "validation"))
+        postponed = _PostponedValidations(thread)
+        # A trace of the steps would show the validation beside them.
+        beside = hardware.validates_beside_training() and not config.profile
         stride = runs[0].steps_per_call(start)
         for step in range(start, last + 1, stride):
             should_stop, is_last = interrupted(), step == last
@@ -133,6 +141,8 @@ def run_loop(runs: Sequence[Run], trainer: Trainer) -> list[TrainResult]:
             should_validate = is_last or (due and not should_stop)
             due = step % config.train.checkpoint_every == 0
             should_save = step > start and (is_last or should_stop or due)
+            first = step == start and not is_last
+            validate = postponed.add if beside and first else Recorder.validate
             if should_validate or should_save or should_stop:
                 # A run that has diverged is neither validated nor saved.
                 call.flush_metrics()
@@ -140,7 +150,8 @@ def run_loop(runs: Sequence[Run], trainer: Trainer) -> list[TrainResult]:
                 if recorder.result is not None:
                     continue
                 if should_validate:
-                    recorder.validate(step, trainer.state_on_one_device(state, i).eval_params)
+                    params = trainer.state_on_one_device(state, i).eval_params
+                    validate(recorder, step, params)
                 # A run without steps ends where it starts, and has no checkpoint yet.
                 if should_save or (is_last and step not in recorder.checkpoints.steps):
                     recorder.save(step, trainer.state(state, i))
@@ -156,6 +167,8 @@ def run_loop(runs: Sequence[Run], trainer: Trainer) -> list[TrainResult]:
                 batch = trainer.next_batch()
                 data_seconds = time.perf_counter() - began
                 state, values = trainer.run_steps(state, batch)
+            # After the step is compiled, which would take longer beside another compilation.
+            postponed.start()
             profile.finish_call(step + stride, state)
             # The metrics of the call before, so that the host need not wait for this one.
             call.flush_metrics()
@@ -164,6 +177,34 @@ def run_loop(runs: Sequence[Run], trainer: Trainer) -> list[TrainResult]:
         for run in runs:
             run.checkpoints.wait()
     return [recorder.result for recorder in recorders if recorder.result is not None]
+
+
+@dataclasses.dataclass
+class _PostponedValidations:
+    """Validations that wait for the compilation of the step, and then run beside the training.
+
+    Attributes:
+      thread: runs them, one after the other.
+      waiting: recorder, step and a copy of the parameters of each.
+    """
+
+    thread: futures.Executor
+    waiting: list[tuple[Recorder, int, Any]] = dataclasses.field(default_factory=list)
+
+    def add(self, recorder: Recorder, step: int, params: Any) -> None:
+        """Takes the place of `Recorder.validate`; copies the parameters."""
+        # The training overwrites the arrays. They are copied by way of the host, because a copy on
+        # the device is a small program for each shape.
+        copies = jax.tree.map(
+            lambda leaf: jax.device_put(np.array(jax.device_get(leaf)), leaf.sharding), params
+        )
+        self.waiting.append((recorder, step, copies))
+
+    def start(self) -> None:
+        """Starts those that wait."""
+        for recorder, step, params in self.waiting:
+            recorder.validate_beside(self.thread, step, params)
+        self.waiting.clear()
 
 
 @dataclasses.dataclass
@@ -198,10 +239,10 @@ class SingleTrainer:
         self._key = make_key(np.uint32(config.train.seed))
 
     def start(self, runs: Sequence[Run]) -> tuple[int, train_step.TrainState]:
-        """Restores the run and opens its data; see `Trainer`."""
+        """Restores the run, opens its data and starts to compile the step; see `Trainer`."""
         (run,) = runs
-        state = initial_state(self._config, self._key, self.mesh, run.data.images)
-        start, state = run.checkpoints.restore(state) or (0, state)
+        shapes = state_shapes(self._config, self._key, self.mesh)
+        start, state = run.checkpoints.restore(shapes) or (0, None)
         self._batch_size = self._config.train.batch_size
         rows = sharding.local_rows(self.mesh, self._batch_size)
         resident, self._batches = run.open_batches(start, rows)
@@ -210,12 +251,20 @@ class SingleTrainer:
             train_step.make_step(self._config),
             self.mesh,
             self._config.sharding.transform,
-            state,
+            shapes,
             steps=run.steps_per_call(start),
             compiler_options=hardware.compiler_options(
                 deterministic=self._config.train.deterministic
             ),
         )
+        if start < methods.steps(self._config):
+            # The step takes longest to compile. What comes before it is compiled at the same time.
+            first = next(self._batches)
+            self._batches = itertools.chain([first], self._batches)
+            batch = sharding.batch_to_global(first, self.mesh, self._batch_size)
+            self._step.start_compiling(shapes, self._resident, batch, self._key)
+        if state is None:
+            state = initial_state(self._config, self._key, self.mesh, run.data.images)
         return start, state
 
     def next_batch(self) -> dict[str, jax.Array]:
@@ -247,6 +296,22 @@ class SingleTrainer:
         return train_step.step_flops(self._step.flops, self._config)
 
 
+def state_shapes(config: Config, key: jax.Array, mesh: jax.sharding.Mesh) -> Any:
+    """Returns the shapes, types and shardings of a run's state; nothing is computed.
+
+    Args:
+      config: the run's configuration.
+      key: the run's root key.
+      mesh: the devices.
+    """
+    shapes = jax.eval_shape(_initialiser(config), key)
+    return jax.tree.map(
+        lambda leaf, placement: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement),
+        shapes,
+        sharding.state_sharding(mesh, shapes),
+    )
+
+
 def initial_state(
     config: Config, key: jax.Array, mesh: jax.sharding.Mesh, images: np.ndarray | None = None
 ) -> Any:
@@ -260,13 +325,9 @@ def initial_state(
     """
     # The initializers are hundreds of small random draws: slow to compile, and run once.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-
-    def init(key: jax.Array) -> train_step.TrainState:
-        return train_step.init_state(config, key)
-
-    shapes = jax.eval_shape(init, key)
-    shardings = sharding.state_sharding(mesh, shapes)
-    state = jax.jit(init, out_shardings=shardings, compiler_options=options)(key)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state_shapes(config, key, mesh))
+    init = jax.jit(_initialiser(config), out_shardings=shardings, compiler_options=options)
+    state = init(key)
     fit = methods.METHODS[config.method].fit
     if fit is None or images is None:
         return state
@@ -277,6 +338,12 @@ def initial_state(
     params = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), params, state.params)
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
     return state.replace(params=params, ema=ema)
+
+
+@functools.lru_cache(maxsize=1)
+def _initialiser(config: Config) -> Callable[[jax.Array], train_step.TrainState]:
+    """Returns key → state; one object per config, so that JAX traces it once."""
+    return functools.partial(train_step.init_state, config)
 
 
 def _log_start(runs: Sequence[Run], trainer: Trainer, start: int, state: Any) -> None:

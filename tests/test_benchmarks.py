@@ -82,8 +82,9 @@ def test_predict_measures_with_and_without_files(compilation_cache):
     process = run("predict", *small, *TINY)
     without, _, files = process.stdout.partition("with files")
     assert process.returncode == 0, process.stderr
-    assert re.findall(r"^\| (\d+) \|", without, re.MULTILINE) == ["1", "2"]
-    assert re.search(r"^\| 1 \|", files, re.MULTILINE)
+    assert re.findall(r"^\| (\d+) \| jax \|", without, re.MULTILINE) == ["1", "2"]
+    assert re.search(r"^\| 1 \| jax \|", files, re.MULTILINE)
+    assert re.findall(r"^\| jax, (\w+) \| [\d.]+ \|", files, re.MULTILINE) == ["cold", "warm"]
 
 
 def test_layouts_time_resident_data():

@@ -88,6 +88,14 @@ def loop_unroll(iterations: int) -> int:
     return iterations if platform() == "cpu" else 1
 
 
+def validates_beside_training() -> bool:
+    """Returns whether the first validation runs beside the first steps.
+
+    On an accelerator both would need its memory at the same time.
+    """
+    return platform() == "cpu"
+
+
 def use_winograd() -> bool:
     """Returns whether matrix products replace XLA's convolutions, which are slow on a CPU."""
     return platform() == "cpu"

@@ -13,8 +13,10 @@ same numbers; `sharding.transform` selects one, and nothing else in a run depend
 
 import bisect
 import collections
+import contextvars
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -24,6 +26,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from data_pipelines.errors import BadInput
 from data_pipelines.rows import Stored
 from pae_jax.config import Config
+from pae_jax.devices import hardware
 
 DATA, MODEL, MEMBER = "data", "model", "member"
 
@@ -323,18 +326,37 @@ class CompiledOnce:
     def __init__(self, function: Any, compiler_options: Mapping[str, Any] | None = None):
         self._function = function
         self._compiler_options = dict(compiler_options) if compiler_options else None
+        self._compiling: futures.Future[Any] | None = None
         self._program: Any = None
         self.flops: float | None = None
+
+    def start_compiling(self, *args: Any) -> None:
+        """Compiles the function in a thread; the first call waits for it and raises its errors.
+
+        Python and XLA then prepare something else meanwhile. On a GPU nothing is started, because
+        XLA times kernels there while it compiles, and other work would disturb the measurement.
+
+        Args:
+          args: the arguments of the first call, or `jax.ShapeDtypeStruct`s with their shardings.
+        """
+        if hasattr(self._function, "lower") and hardware.platform() != "gpu":
+            thread = futures.ThreadPoolExecutor(1, "compile")
+            # The context holds the platform that programs are built for.
+            run = contextvars.copy_context().run
+            self._compiling = thread.submit(run, self._compile, *map(_shapes, args))
+            thread.shutdown(wait=False)
 
     def __call__(self, *args: Any) -> Any:
         """Calls the function, and compiles it first if this is the first call."""
         if not hasattr(self._function, "lower"):  # a pmap, which cannot be compiled ahead
             return self._function(*args)
         if self._program is None:
-            lowered = self._function.lower(*args)
-            self._program = lowered.compile(compiler_options=self._compiler_options)
+            self._program = self._compiling.result() if self._compiling else self._compile(*args)
             self.flops = (self._program.cost_analysis() or {}).get("flops")
         return self._program(*args)
+
+    def _compile(self, *args: Any) -> Any:
+        return self._function.lower(*args).compile(compiler_options=self._compiler_options)
 
     def hlo(self) -> str:
         """Returns the compiled program as text, after the first call."""
@@ -343,6 +365,16 @@ class CompiledOnce:
     def memory(self) -> Any:
         """Returns XLA's figures of the program's memory on one device, after the first call."""
         return self._program.memory_analysis()
+
+
+def _shapes(tree: Any) -> Any:
+    """Returns a tree in which each array is replaced by its shape, type and sharding.
+
+    A thread that kept the arrays would hold their memory, and the state is donated meanwhile.
+    """
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree
+    )
 
 
 def compile_step(

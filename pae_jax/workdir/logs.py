@@ -127,7 +127,7 @@ class RunLog:
             self._bar = _progress(self._last_step, step - 1)
         self._bar.update()
         self._data_seconds, self._steps = self._data_seconds + data_seconds, self._steps + 1
-        if step % self._config.log_every:
+        if not self.is_due(step):
             return
         seconds = time.perf_counter() - self._since
         speed = {
@@ -143,13 +143,26 @@ class RunLog:
         self._write(step, scalars | {f"speed/{name}": value for name, value in speed.items()})
         self._bar.set_postfix(loss=f"{metrics['loss']:.5f}", refresh=False)
 
-    def validation(self, step: int, values: Mapping[str, float], panel: np.ndarray) -> None:
+    def is_due(self, step: int) -> bool:
+        """Returns whether the metrics of this update make a line."""
+        return step % self._config.log_every == 0
+
+    def validation(
+        self,
+        step: int,
+        values: Mapping[str, float],
+        panel: np.ndarray,
+        *,
+        waited: float | None = None,
+    ) -> None:
         """Logs a validation, and its panel every `train.panel_every` steps and at the end.
 
         Args:
           step: the number of updates done.
           values: metrics on held-out corruptions.
           panel: uint8 (h, w, 3).
+          waited: the seconds that training waited for a validation beside it; None for one that
+            it waited for from start to end.
         """
         self._write(step, {f"validation/{name}": value for name, value in values.items()})
         if step % self._config.panel_every == 0 or step == self._last_step:
@@ -157,7 +170,10 @@ class RunLog:
             if self._board:
                 self._board.image("panel", panel, step)
         # The time of the validation does not count as time of steps.
-        self._restart_clock()
+        if waited is None:
+            self._restart_clock()
+        else:
+            self._since += waited
 
     def _restart_clock(self) -> None:
         self._since, self._data_seconds, self._steps = time.perf_counter(), 0.0, 0

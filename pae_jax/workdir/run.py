@@ -6,7 +6,9 @@ import json
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
@@ -159,6 +161,7 @@ class Recorder:
         maps are calibrated; None with `log`.
       scores: metrics of the last validation.
       result: how the run ended; None until then.
+      beside: the step and the outcome of a validation beside the training, until it is logged.
     """
 
     checkpoints: Checkpoints
@@ -168,6 +171,7 @@ class Recorder:
     measure_held_out: Callable[[int, Any], None] | None = None
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
     result: TrainResult | None = None
+    beside: tuple[int, futures.Future[tuple[dict[str, float], np.ndarray]]] | None = None
 
     def validate(self, step: int, params: Any) -> None:
         """Computes and logs metrics and a panel on held-out corruptions.
@@ -176,9 +180,32 @@ class Recorder:
           step: the number of updates done.
           params: parameters on one device of this process.
         """
+        self.finish_validation()
         if self.log and self.validate_params:
             self.scores, panel = self.validate_params(params)
             self.log.validation(step, self.scores, panel)
+
+    def validate_beside(self, thread: futures.Executor, step: int, params: Any) -> None:
+        """Starts `validate` in a thread, while training goes on.
+
+        It is logged before anything else is written, so that the log and the checkpoints are those
+        of a validation that training waits for.
+
+        Args:
+          thread: runs the validation.
+          step: the number of updates done.
+          params: as in `validate`; the training must not change them meanwhile.
+        """
+        if self.validate_params:
+            self.beside = step, thread.submit(self.validate_params, params)
+
+    def finish_validation(self) -> None:
+        """Waits for the validation beside the training, if there is one, and logs it."""
+        if self.log and self.beside:
+            step, outcome = self.beside
+            self.beside, began = None, time.perf_counter()
+            self.scores, panel = outcome.result()
+            self.log.validation(step, self.scores, panel, waited=time.perf_counter() - began)
 
     def log_steps(
         self,
@@ -199,6 +226,8 @@ class Recorder:
         for i in range(count):
             values = {name: float(value[i]) for name, value in metrics.items()}
             if self.log:
+                if self.log.is_due(step + i + 1) or (self.beside and self.beside[1].done()):
+                    self.finish_validation()
                 self.log.step(step + i + 1, values, data_seconds / count, flops)
             if not all(map(math.isfinite, values.values())):
                 self.finish(DIVERGED, step + i + 1)
@@ -206,6 +235,7 @@ class Recorder:
 
     def save(self, step: int, state: Any) -> None:
         """Saves a checkpoint in the background, after the log that belongs to it."""
+        self.finish_validation()
         if self.prepare_save:
             self.prepare_save()
         self.checkpoints.save(step, state)
@@ -222,6 +252,7 @@ class Recorder:
 
     def finish(self, outcome: str, step: int) -> None:
         """Sets the result."""
+        self.finish_validation()
         self.result = TrainResult(outcome, step, self.scores)
 
 
