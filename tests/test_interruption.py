@@ -23,6 +23,8 @@ def test_the_first_signal_asks_to_stop(number):
 
 
 def test_a_second_sigterm_changes_nothing_and_a_second_ctrl_c_ends_the_process():
+    # A shell starts what runs in the background with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with train._catch_interruption() as interrupted:
         # Not `os.kill`, whose signal another thread may receive, so that the handler runs later.
         for _ in range(3):
@@ -31,6 +33,7 @@ def test_a_second_sigterm_changes_nothing_and_a_second_ctrl_c_ends_the_process()
         assert interrupted()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_second_sigterm_during_the_last_save_changes_nothing(trained, tmp_path, monkeypatch):
