@@ -91,8 +91,8 @@ def measure(workdir: Path, images: Path, out: Path) -> str:
     began: list[tuple[float, float]] = []
     start = Model.start
 
-    def watched(model: Model, batch: np.ndarray) -> object:
-        result = start(model, batch)
+    def watched(model: Model, batch: np.ndarray, **options: bool) -> object:
+        result = start(model, batch, **options)
         if not began:  # the first call has compiled the network
             began.append((time.perf_counter(), time.process_time()))
         return result
