@@ -133,6 +133,7 @@ def test_the_notebook_runs(source, tmp_path, monkeypatch):
     environment = os.environ | {
         "PAE_NOTEBOOK_STEPS": "4",
         "PAE_NOTEBOOK_SIZE": "16",
+        "PAE_NOTEBOOK_DIRECTIONS": "both",
         "TMPDIR": str(temporary),
         "IPYTHONDIR": str(tmp_path / "ipython"),
         # The second training and evaluation compile mostly the same programs as the first.
