@@ -51,7 +51,7 @@ from pae_jax.devices import process
 from pae_jax.workdir import provenance, trained_model
 
 LAYOUTS = ("contiguous", "channels_last")
-# Of the maps, which lie in [0, 1].
+# The largest difference of two maps, whose values lie in [0, 1].
 TOLERANCE = 1e-3
 Detect = Callable[[np.ndarray], detection.Detection]
 

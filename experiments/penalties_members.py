@@ -18,7 +18,7 @@ from pae_jax.config_schema import SCHEMA
 from pae_jax.detection import REPORTED_SCORES
 from pae_jax.workdir import files, record, suppression, trained_model
 
-# What the iteration compares: label → settings of the section eval.
+# The applications of f that the iteration compares: label → settings of the section eval.
 APPLICATIONS: dict[str, dict[str, Any]] = {
     "1": {"apply": "once", "iterations": 1},
     **{str(n): {"apply": "iterate", "iterations": n} for n in (2, 4, 8)},

@@ -181,7 +181,7 @@ class Calibration(NamedTuple):
 
 SHRINKAGE = 0.2  # the weight of g
 MIN_DEVIATION = 1e-8  # equal maps are not divided by 0
-# Where the network g is sure that nothing changed, its logit is far below its mean and would hide
+# The logit of g is far below its mean where g is sure that nothing changed. There it would hide
 # what the other maps show.
 LOWEST = -3.0
 

@@ -45,6 +45,25 @@ SETTINGS = {
 }
 
 
+# The beginning of a config file with a sweep, whose `get_config` still has to return the config.
+SWEEP_FILE = """
+from pae_jax.configs import smoke
+
+def get_config(arg=None):
+    config = smoke.get_config()
+    config.data.size = config.data.texture_size = 16
+    config.model.widths = (4,)
+    config.model.dilation_rates = (1,)
+    config.model.branch_width = 4
+    config.train.steps = 4
+    config.train.log_every = 1
+    config.train.validate_every = config.train.checkpoint_every = 4
+    config.train.validation_examples = 8
+    config.train.tensorboard = False
+    config.eval.bootstrap_resamples = 0
+"""
+
+
 class Run(NamedTuple):
     """A finished training run, with the folder of its images and textures."""
 

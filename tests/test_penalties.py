@@ -17,21 +17,9 @@ import runs
 from pae_jax import config_file, detection, evaluate, sweep
 
 PROJECT = Path(__file__).parents[1]
-FILE = """
-from pae_jax.configs import smoke
-
-def get_config(arg=None):
-    config = smoke.get_config()
-    config.data.size = config.data.texture_size = 16
-    config.model.widths = (4,)
-    config.model.dilation_rates = (1,)
-    config.model.branch_width = 4
-    config.train.steps = 4
-    config.train.log_every = 1
-    config.train.validate_every = config.train.checkpoint_every = 4
-    config.train.validation_examples = 8
-    config.train.tensorboard = False
-    config.eval.bootstrap_resamples = 0
+FILE = (
+    runs.SWEEP_FILE
+    + """\
     config.eval.floor = False
     config.eval.max_steps = 6
     config.population.members_per_program = 6
@@ -43,6 +31,7 @@ def sweep(add, arg=None):
         for weight in (0.1, 0.2, 0.3):
             add(f"noise {weight}", seed, {"train.seed": seed, "objective.noise": weight})
 """
+)
 
 
 REFERENCE = "--reference=noise 0.1"

@@ -10,21 +10,9 @@ from data_pipelines.errors import BadInput
 from pae_jax import config, main, population, sweep, train
 from pae_jax.config_file import load_sweep
 
-FILE = """
-from pae_jax.configs import smoke
-
-def get_config(arg=None):
-    config = smoke.get_config()
-    config.data.size = config.data.texture_size = 16
-    config.model.widths = (4,)
-    config.model.dilation_rates = (1,)
-    config.model.branch_width = 4
-    config.train.steps = 4
-    config.train.log_every = 1
-    config.train.validate_every = config.train.checkpoint_every = 4
-    config.train.validation_examples = 8
-    config.train.tensorboard = False
-    config.eval.bootstrap_resamples = 0
+FILE = (
+    runs.SWEEP_FILE
+    + """\
     config.eval.max_steps = 3
     config.population.members_per_program = 2
     return config
@@ -34,6 +22,7 @@ def sweep(add, arg=None):
         add("plain", seed, {"train.seed": seed})
     add("squared form", 0, {"objective.jacobian.weight": 0.1, "objective.jacobian.form": "squared"})
 """
+)
 
 
 @pytest.fixture
