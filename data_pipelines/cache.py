@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import io
 import os
-import uuid
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 from data_pipelines import cache_folder
 from data_pipelines.cache_folder import default_cache
 from data_pipelines.errors import BadInput
+from data_pipelines.writing import atomic_file
 
 __all__ = ["cached", "content_key", "default_cache", "in_order", "parallel", "threads"]
 
@@ -136,21 +136,11 @@ def cached(
 
 
 def _write(path: Path, shape: tuple[int, ...], rows: Iterable[np.ndarray]) -> None:
-    """Writes a temporary file beside `path` and renames it when it is complete."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # No memory map, because on a full disk it kills the process instead of raising.
-        with open(temporary, "xb") as file:
-            file.write(_header(shape))
-            for values in rows:
-                file.write(values.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    # No memory map, because on a full disk it kills the process instead of raising.
+    with atomic_file(path) as file:
+        file.write(_header(shape))
+        for values in rows:
+            file.write(values.tobytes())
 
 
 def _header(shape: tuple[int, ...]) -> bytes:

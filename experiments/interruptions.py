@@ -228,11 +228,14 @@ def difference(folder: Path, other: Path) -> str | None:
     """Describes the first difference between the results in two folders; None if they are equal."""
 
     def results(folder: Path) -> list[Path]:
-        # Names of TensorBoard's files hold a time; a run that resumes begins another one.
+        # Names of TensorBoard's files hold a time; a run that resumes begins another one. A lock
+        # may stay where the disk did not let it be removed, and does not lock.
         return [
             path
             for path in files(folder)
-            if not is_leftover(path) and not {"checkpoints", "tensorboard"} & {*path.parts}
+            if not is_leftover(path)
+            and path.name not in LOCKS
+            and not {"checkpoints", "tensorboard"} & {*path.parts}
         ]
 
     ours, theirs = results(folder), results(other)

@@ -205,8 +205,9 @@ def test_without_locks_a_file_counts_as_used_for_a_day(tmp_path, monkeypatch):
     assert recent.exists()
 
 
-def test_the_rest_of_an_interrupted_write_leaves_after_a_day(tmp_path):
-    paths = [tmp_path / f".{letter * 32}.npy.{letter * 32}" for letter in "ab"]
+@pytest.mark.parametrize("form", [".{0}.tmp", ".{0}.npy.{0}"])
+def test_the_rest_of_an_interrupted_write_leaves_after_a_day(form, tmp_path):
+    paths = [tmp_path / form.format(letter * 32) for letter in "ab"]
     for path, age in zip(paths, (60, 2 * cache_folder.DAY), strict=True):
         path.write_bytes(b"half")
         os.utime(path, (time.time() - age,) * 2)

@@ -1,6 +1,7 @@
 """Checkpoints: restoring, torn ones, cleaning up; and the small files of a workdir."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -120,7 +121,7 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(files.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         files.write_json(path, {})
     assert path.read_text() == text

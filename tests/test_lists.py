@@ -1,6 +1,7 @@
 """The list source: rows, splits, groups, hold-out, masks, bad rows, and a run from start to end."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -285,6 +286,24 @@ def test_paths_that_csv_cannot_hold(folder):
         write_list(folder / "m.csv", odd)
     write_list(folder / "m.jsonl", odd)
     assert read_list(folder / "m.jsonl")[0].image == odd[0].image
+
+
+@pytest.mark.parametrize("name", ["n" * 251, "\udcfc" * 251], ids=["ASCII", "not UTF-8"])
+def test_a_drawn_mask_of_an_image_with_the_longest_name(name, folder):
+    mask = (folder / "masks/1.png").read_bytes()
+    rows = [
+        Row(folder / f"{name}.{suffix}", "test", "cut", drawn=mask) for suffix in ("png", "jpg")
+    ]
+    write_list(folder / "l.jsonl", [*rows, Row(folder / "images/a.png", "train", "good")])
+    masks = [row.masks[0] for row in read_list(folder / "l.jsonl")[:2]]
+    assert [path.read_bytes() for path in masks] == [mask, mask]
+    assert masks[0] != masks[1]
+
+
+def test_a_list_with_the_longest_name_leaves_nothing_else(tmp_path):
+    path = tmp_path / "lists" / f"{'n' * 251}.csv"
+    write_list(path, [Row(tmp_path / "a.png", "train", "good")])
+    assert os.listdir(path.parent) == [path.name]
 
 
 def opened(source_name: str, root: Path, cache: Path) -> tuple[TrainingSplit, TestSplit]:

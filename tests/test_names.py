@@ -102,10 +102,8 @@ def test_the_longest_name_can_be_written_and_nothing_is_left(tmp_path):
 def test_the_content_is_on_disk_before_the_name(tmp_path, monkeypatch):
     calls = []
     sync, replace = os.fsync, os.replace
-    monkeypatch.setattr(files.os, "fsync", lambda number: (calls.append("fsync"), sync(number)))
-    monkeypatch.setattr(
-        files.os, "replace", lambda *paths: (calls.append("replace"), replace(*paths))
-    )
+    monkeypatch.setattr(os, "fsync", lambda number: (calls.append("fsync"), sync(number)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("replace"), replace(*paths)))
     files.write_atomically(tmp_path / "a", "text")
     assert calls == ["fsync", "replace"]
 
@@ -117,7 +115,7 @@ def test_a_failure_to_clean_up_does_not_hide_the_cause(tmp_path, monkeypatch):
     def denied(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(files.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     monkeypatch.setattr(Path, "unlink", denied)
     with pytest.raises(CannotWrite, match=r"file: cannot be written \(No space left on device\)$"):
         files.write_atomically(tmp_path / "file", "text")

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from data_pipelines import writing
 from data_pipelines.errors import BadInput, CannotWrite
 from pae_jax.workdir import files
 
@@ -88,7 +89,7 @@ def test_what_appeared_meanwhile_is_not_overwritten(tmp_path):
 
 
 def test_the_longest_name_has_its_mark(tmp_path):
-    path = tmp_path / ("n" * files.MAX_NAME)
+    path = tmp_path / ("n" * writing.MAX_NAME)
     with files.new_files(path):
         path.write_text("whole")
         assert len(os.listdir(tmp_path)) == 2

@@ -30,6 +30,7 @@ from data_pipelines.errors import BadInput, CannotWrite, warn
 from data_pipelines.folder import is_normal
 from data_pipelines.items import GOOD
 from data_pipelines.lists.table import read_csv
+from data_pipelines.writing import atomic_file, short_name
 
 TRAIN, HOLDOUT, TEST = SPLITS = ("train", "holdout", "test")
 COLUMNS = ("image", "split", "type", "mask")
@@ -132,12 +133,13 @@ def write_list(path: Path, rows: Sequence[Row]) -> None:
     check_rows(rows, path)
     folder = Path(os.path.realpath(path.parent))
     above = os.path.commonpath([row.image.parent for row in rows])
-    masks = {
-        # The suffix stays, because a.png and a.jpg are two images.
-        row.image: folder / "masks" / path.stem / f"{os.path.relpath(row.image, above)}.png"
-        for row in rows
-        if row.drawn
-    }
+    masks = {}
+    for row in rows:
+        if row.drawn:
+            name = Path(os.path.relpath(row.image, above))
+            # The suffix stays, because a.png and a.jpg are two images.
+            file = name.with_name(f"{short_name(name.name, len('.png'))}.png")
+            masks[row.image] = folder / "masks" / path.stem / file
     files = {masks[row.image]: row.drawn for row in rows if row.drawn}
     rows = [row._replace(masks=(masks[row.image],)) if row.drawn else row for row in rows]
     # The list comes last, so that no list names a mask that is missing.
@@ -148,10 +150,8 @@ def write_list(path: Path, rows: Sequence[Row]) -> None:
             if file.read_bytes() != files[file]:
                 raise BadInput(f"{file}: exists with other content; name another file by --out")
         for file in missing:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_name(f".{file.name}.partial")
-            partial.write_bytes(files[file])
-            partial.replace(file)
+            with atomic_file(file) as stream:
+                stream.write(files[file])
     except OSError as error:
         raise CannotWrite(path, error) from error
 

@@ -2,11 +2,9 @@
 
 import contextlib
 import csv
-import hashlib
 import io
 import json
 import math
-import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -15,11 +13,10 @@ from typing import Any
 
 from data_pipelines.cache_folder import unwritable
 from data_pipelines.errors import BadInput, CannotWrite, first_line
+from data_pipelines.writing import atomic_file, short_name
 from pae_jax.workdir.paths import AnyPath
 
 _INCOMPLETE = ".incomplete"
-# The bytes of the longest name of a file in most file systems.
-MAX_NAME = 255
 
 
 def write_atomically(path: AnyPath, content: bytes | str) -> None:
@@ -32,32 +29,13 @@ def write_atomically(path: AnyPath, content: bytes | str) -> None:
       CannotWrite: no space or no permission.
     """
     data = content.encode() if isinstance(content, str) else content
-    if isinstance(path, Path):
-        _replace(path, data)
-        return
     try:
-        path.write_bytes(data)
+        if isinstance(path, Path):
+            with atomic_file(path) as file:
+                file.write(data)
+        else:
+            path.write_bytes(data)
     except Exception as error:  # the drivers of buckets raise many types
-        raise CannotWrite(path, error) from error
-
-
-def _replace(path: Path, data: bytes) -> None:
-    # In the same folder, because only a rename within one file system is atomic. The name is not
-    # made of the final one, which may be as long as names can be.
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            # Otherwise the name may reach the disk before the content, and a loss of power in
-            # between leaves an empty file in place of the earlier one.
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        # A failure to clean up must not hide the cause.
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise CannotWrite(path, error) from error
 
 
@@ -106,7 +84,7 @@ def new_files(*paths: AnyPath) -> Iterator[None]:
 
 
 def _marker(paths: Sequence[AnyPath]) -> AnyPath:
-    name = _cut(paths[-1].name, len("..unfinished"))
+    name = short_name(paths[-1].name, len("..unfinished"))
     return paths[-1].with_name(f".{name}.unfinished")
 
 
@@ -152,16 +130,7 @@ def output_path(folder: AnyPath, name: str, suffix: str) -> AnyPath:
       suffix: is appended.
     """
     *folders, last = name.split("/")
-    return folder.joinpath(*map(_cut, folders)) / f"{_cut(last, len(suffix))}{suffix}"
-
-
-def _cut(part: str, reserved: int = 0) -> str:
-    """Returns a name of at most `MAX_NAME` bytes, less those that are reserved."""
-    data, limit = part.encode(), MAX_NAME - reserved
-    if len(data) <= limit:
-        return part
-    digest = hashlib.sha256(data).hexdigest()[:12]
-    return data[: limit - 13].decode(errors="ignore") + "~" + digest
+    return folder.joinpath(*map(short_name, folders)) / f"{short_name(last, len(suffix))}{suffix}"
 
 
 def check_writable(directory: AnyPath) -> None:
