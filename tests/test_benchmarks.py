@@ -341,3 +341,22 @@ def test_recipe_finds_the_identity_at_chance(recipe, tmp_path, monkeypatch):
     assert row["auroc"] == row["image sum"] == row["image max"] == 0.5
     for kind, (_, defects) in held_out.corrupted.items():
         assert row[kind] == pytest.approx(defects.mean())
+
+
+def test_prediction_measures_each_number_of_images():
+    words = ["--images", "3", "6", "--size", "16", "--widths", "4"]
+    process = subprocess.run(
+        [sys.executable, "-m", "experiments.prediction", *words],
+        cwd=ROOT,
+        env=runs.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    rows = re.findall(
+        r"^\| (\d+) \| (\d+) \| ([\d.]+) \| (\S+) % \|$", process.stdout, re.MULTILINE
+    )
+    assert [row[0] for row in rows] == ["3", "6"], process.stderr
+    first, last = ([float(cell) for cell in row] for row in rows)
+    assert min(first[1], first[2], last[2]) > 0
+    assert process.returncode == (last[1] > 1.1 * first[1])
