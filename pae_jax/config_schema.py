@@ -58,6 +58,8 @@ RENAMED_VALUES = {
     ("model.output", "residual"): "residual_logit",
 }
 
+_SECTIONS = sorted({key.partition(".")[0] for key in (*RENAMED, *RENAMED.values())})
+
 # Old diagnostics and log names → new ones, in metrics.json and metrics.jsonl.
 RENAMED_METRICS = {
     "preserved": "error_outside_mask",
@@ -83,7 +85,10 @@ def renamed(key: str, value: Any = None) -> str | None:
 def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a nested config of any schema, or some of its sections, in the present schema.
 
-    The key "schema" is left out.
+    The key "schema" is left out. Values are checked by `construct`.
+
+    Raises:
+      BadInput: the file that held it is damaged.
     """
     schema = config.get("schema", 1) if isinstance(config, Mapping) else None
     if not isinstance(schema, int):
@@ -92,6 +97,9 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
     values.pop("schema", None)
     if schema >= SCHEMA:
         return values
+    for section in _SECTIONS:
+        if not isinstance(value := values.get(section, {}), dict):
+            raise BadInput(f"{section}: a section of keys, not {value!r}; the file is damaged")
     for old, new in RENAMED.items():
         section, name = old.split(".")
         if isinstance(values.get(section), dict) and name in values[section]:
@@ -106,9 +114,8 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
         # A width of 0 stood for a square.
         data["height"] = data.pop("size")
         data["width"] = data.get("width") or data["height"]
-    if "iterations" in evaluation:
+    if isinstance(iterations := evaluation.get("iterations"), int):
         # The number of applications was the only key, and 0 stood for the fixed point.
-        iterations = evaluation["iterations"]
         evaluation["apply"] = {0: "fixed_point", 1: "once"}.get(iterations, "iterate")
         evaluation["iterations"] = max(iterations, 1)
     return values

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import re
@@ -278,6 +279,20 @@ def test_a_name_that_no_file_can_have(word):
 def test_a_damaged_config_json(values):
     with pytest.raises(BadInput, match="schema: a number, not"):
         upgrade(values)
+
+
+@pytest.mark.parametrize("damage", [None, 5, "x", [], [{}], 1.5])
+def test_a_damaged_section_or_value_of_an_old_config_json(damage):
+    """Whatever stands in place of a section or a value is taken or refused in one line."""
+    old = json.loads((Path(__file__).parent / "data/workdir_schema_1/config.json").read_text())
+    for section, values in old.items():
+        if not isinstance(values, dict):
+            continue
+        with pytest.raises(BadInput, match=f"^{section}: a section of keys, not"):
+            config.from_config_dict(upgrade(old | {section: damage}))
+        for key in values:
+            with contextlib.suppress(BadInput):
+                config.from_config_dict(upgrade(old | {section: values | {key: damage}}))
 
 
 def test_every_shipped_config_has_a_name_and_a_sentence():
