@@ -331,7 +331,7 @@ class Runner:
             code, seconds, changes, errors = self.start(verb)
             if code:
                 raise SystemExit(f"{verb}: exit code {code}: {errors}")
-        kept = self.folder / verb
+        kept = self.folder / "undisturbed" / verb  # a verb may be named like a folder here
         shutil.copytree(self.workdir, kept)
         return Undisturbed(kept, seconds, changes)
 

@@ -136,6 +136,37 @@ def test_a_spoiled_small_file_is_named(tmp_path):
         record.read_data_record(tmp_path)
 
 
+DATA_RECORD = {
+    "channels": 1,
+    "fingerprint": "x",
+    "held_out_names": ["a.png"],
+    "textures": {"training": 5, "held_out": 1},
+    "value_range": [0, 4095],
+}
+DAMAGES = [
+    {"channels": None},
+    {"channels": -1},
+    {"fingerprint": None},
+    {"held_out_names": 5},
+    {"held_out_names": [{}]},
+    {"textures": []},
+    {"textures": {"training": {}}},
+    {"value_range": [1]},
+    {"value_range": [1, None]},
+    {"value_range": [4095, 0]},
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_data_json_is_one_line(damage, tmp_path):
+    path = tmp_path / "data.json"
+    files.write_json(path, DATA_RECORD)
+    assert record.read_data_record(tmp_path) == DATA_RECORD
+    files.write_json(path, DATA_RECORD | damage)
+    with pytest.raises(BadInput, match=rf"^{path}: damaged; restore it from a copy"):
+        record.read_data_record(tmp_path)
+
+
 def forgotten(directory, step):
     shutil.rmtree(directory / str(step))
 

@@ -40,6 +40,8 @@ from pae_jax.workdir.paths import AnyPath, to_workdir
 
 _logger = logging.getLogger(__name__)
 
+METRICS = "eval/metrics.json"
+
 
 def pack(
     workdir: str | os.PathLike[str], out: str | os.PathLike[str], *, overrides: Sequence[str] = ()
@@ -89,10 +91,15 @@ def pack(
         if model.calibration is not None:
             calibration.write(folder, *key, model.calibration, images=chosen.images)
         if metrics is not None:
-            files.write_json(folder / "eval/metrics.json", metrics)
+            files.write_json(folder / METRICS, metrics)
         origin = provenance.describe(model.config, step=model.step)
         files.write_json(folder / "provenance.json", origin)
-        card = model_card.render(model, data_record, chosen, metrics, origin)
+        try:
+            card = model_card.render(model, data_record, chosen, metrics, origin)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if metrics is None:
+                raise
+            raise _damaged(workdir / METRICS, error) from error
         files.write_atomically(folder / "README.md", card)
         _logger.info("%s", printable(f"{out}: parameters of {size / 1e6:.1f} MB"))
     return out
@@ -100,7 +107,7 @@ def pack(
 
 def _read_metrics(workdir: AnyPath, model: trained_model.Model) -> dict[str, Any] | None:
     """Returns the content of W/eval/metrics.json, or None if it is not of this model."""
-    path = workdir / "eval/metrics.json"
+    path = workdir / METRICS
     if not path.exists():
         _warn(f"{path}: not found; the model card has no metrics until `pae evaluate` has run")
         return None
@@ -109,11 +116,15 @@ def _read_metrics(workdir: AnyPath, model: trained_model.Model) -> dict[str, Any
         origin = metrics["provenance"]
         own = origin["step"], origin["config"]["eval"]
     except (KeyError, TypeError) as error:
-        raise BadInput(f"{path}: damaged; evaluate again ({error!r})") from error
+        raise _damaged(path, error) from error
     if own != (model.step, model.config.to_dict()["eval"]):
         _warn(f"{path}: of another step or other settings than the model; the card has no metrics")
         return None
     return metrics
+
+
+def _damaged(path: AnyPath, error: Exception) -> BadInput:
+    return BadInput(f"{path}: damaged; evaluate again ({error!r})")
 
 
 def _warn(line: str) -> None:

@@ -25,8 +25,28 @@ def read_config(workdir: AnyPath) -> Config:
 
 
 def read_data_record(workdir: AnyPath) -> dict[str, Any]:
-    """Returns the contents of data.json."""
-    return read_json(workdir / "data.json")
+    """Returns the contents of data.json.
+
+    Raises:
+      BadInput: the file is missing or damaged.
+    """
+    path = workdir / "data.json"
+    content = read_json(path)
+    try:
+        low, high = map(float, content.get("value_range", (0, 255)))
+        whole = (
+            content["channels"] in (1, 3)
+            and all(
+                isinstance(x, str) for x in (content["fingerprint"], *content["held_out_names"])
+            )
+            and sum(content.get("textures", {}).values()) >= 0
+            and low < high
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise BadInput(f"{path}: damaged; restore it from a copy, or train in another --workdir")
+    return content
 
 
 def check_workdir(workdir: AnyPath, config: Config) -> list[str]:
