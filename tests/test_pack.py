@@ -196,10 +196,18 @@ def test_metrics_of_another_step_are_left_out(evaluated, tmp_path, messages):
     folder = pack(run.workdir, tmp_path / "model")
     assert content(folder) == FILES - {"eval/metrics.json"}
     assert any("of another step or other settings" in line for line in messages)
-    path.write_text("{}")
-    with pytest.raises(BadInput, match=r"metrics.json: damaged; evaluate again"):
-        pack(run.workdir, tmp_path / "other")
-    assert not (tmp_path / "other").exists()
+
+
+def test_damaged_metrics_are_one_line(evaluated, tmp_path):
+    run = runs.clone(evaluated, tmp_path)
+    path = run.workdir / "eval/metrics.json"
+    whole = json.loads(path.read_text())
+    intervals = whole["intervals"] | {"image_auroc_sum": [{}]}
+    for metrics in ({}, whole | {"intervals": intervals}, whole | {"images": 5}):
+        path.write_text(json.dumps(metrics))
+        with pytest.raises(BadInput, match=r"metrics.json: damaged; evaluate again"):
+            pack(run.workdir, tmp_path / "other")
+        assert not (tmp_path / "other").exists()
 
 
 def damage(path, change):

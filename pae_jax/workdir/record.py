@@ -34,11 +34,10 @@ def read_data_record(workdir: AnyPath) -> dict[str, Any]:
     content = read_json(path)
     try:
         low, high = map(float, content.get("value_range", (0, 255)))
+        texts = content["fingerprint"], *content["held_out_names"]
         whole = (
             content["channels"] in (1, 3)
-            and all(
-                isinstance(x, str) for x in (content["fingerprint"], *content["held_out_names"])
-            )
+            and all(isinstance(text, str) for text in texts)
             and sum(content.get("textures", {}).values()) >= 0
             and low < high
         )
