@@ -1,10 +1,10 @@
 """Methods for comparison, for example baselines:draem or baselines:pca,elpv.
 
-They share the data, steps, optimizer and evaluation of a recipe:
+They share the data, steps, optimizer and evaluation of the projecting autoencoder alone:
 
-pae train --config=baselines:draem --config.data.root=DIR --workdir=W    # the recipe folder.py
+pae train --config=baselines:draem --config.data.root=DIR --workdir=W    # folder.projection
 pae train --config=baselines:all --config.data.root=DIR --workdir=W      # each in W/NAME
-pae train --config=baselines:draem,elpv --workdir=W                      # the recipe elpv.py
+pae train --config=baselines:draem,elpv --workdir=W                      # elpv.py
 
 ae_ssim       Bergmann et al. 2018: an autoencoder with a bottleneck, trained on SSIM
 riad          Zavrtanik et al. 2021: cells are blacked out and filled in; all of them at test time
@@ -85,7 +85,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "method": "segmentation",
     },
 }
-RECIPES = {"folder": folder, "elpv": elpv}
+RECIPES = {"folder": folder.projection, "elpv": elpv.get_config}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -96,7 +96,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     recipe = recipe or "folder"
     if recipe not in RECIPES:
         raise ValueError(f"no recipe {recipe!r}; {', '.join(RECIPES)}")
-    config = RECIPES[recipe].get_config()
+    config = RECIPES[recipe]()
     config.update_from_flattened_dict(CHANGES[name])
     return config
 

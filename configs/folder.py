@@ -1,45 +1,88 @@
-"""A folder of images in MVTec layout, with a recipe that trains on two cores.
+"""The recipe: a folder of images in MVTec layout, trained on two cores.
 
-pae train --config=folder --config.data.root=DIR --workdir=W
+pae train --config=folder --config.data.root=DIR --config.data.textures=DTD --workdir=W
 
 DIR holds train/good and, for the evaluation, test/{good,DEFECT} with ground_truth/DEFECT or
-without. Keys that are worth setting: --config.data.textures=DIR (images unlike yours; the paper
-takes DTD), --config.data.size=128 (a quarter of the time), --config.data.augmentation=… (the ways
-in which your parts may be turned or lit; none by default, because a flip may itself be a defect).
+without. Textures are a folder of images unlike yours; the paper takes DTD. What you know of your
+parts is set beside it:
+
+    they may be turned or mirrored       data.augmentation=flips+quarter_turns, rotation, …
+    the light varies                     … + exposure
+    they lie in the same place always    eval.calibration=position
+    the images are grey                  model.grey=True
+    the images are not square            data.height=192, data.width=448
+    a quarter of the time is enough      train.steps=2500
+
+No augmentation is the default, because a flip may itself be a defect.
 """
 
 from ml_collections import ConfigDict
 
 from pae_jax.configs import default
 
-# docs/log/recipe.md has the measurements behind these settings.
-SETTINGS = {
+# A small part of the paper's multiplications; the bottleneck works on a map of size/16 and still
+# sees the whole image.
+TWO_CORES = {
     "data.source": "folder",
     "data.size": 256,
-    # A small part of the paper's multiplications; the bottleneck works on a map of size/16 and
-    # still sees the whole image.
     "model.patch_size": 2,  # blocks of 2 × 2 pixels: a quarter of the positions
     "model.widths": (24, 48, 96),
     "model.branch_width": 32,
     "model.dilation_rates": (1, 2, 4),
     "model.dilated_kernel_size": 3,
-    # A network without a norm that starts as the identity preserves normal pixels soonest, …
+    # A network without a norm preserves normal pixels soonest.
     "model.norm": "none",
-    "model.output": "residual_logit",
-    # … and a small λ keeps it so: with 0.5 a pixel of the mask weighs many times as much as one
-    # outside, because a mask has few pixels.
-    "objective.mask_weight": 0.05,
-    # A defect need not be foreign matter.
-    "corruption.kind": "mixed",
     # A short training needs large steps, and small ones at its end to average out the noise.
     "optimizer.learning_rate": 1e-3,
     "optimizer.schedule": "cosine",
-    "train.steps": 2_500,
 }
+# Crops take a quarter of the work of a step and show more places in a batch.
+CROPS = {"data.crop_size": 128}
+
+# The one recipe for every category, chosen on four of them (docs/log/detection.md).
+RECIPE = {
+    # f projects; a second network g learns which of its changes were corruptions.
+    "method": "discrepancy",
+    # They calibrate the maps and choose the thresholds, for which neither f nor g may know them.
+    "data.holdout_fraction": 0.08,
+    # A defect need not be foreign matter.
+    "corruption.kind": "varied",
+    "corruption.mask": "shapes",
+    "corruption.max_axis": 0.4,
+    "corruption.placement": "edges",
+    "corruption.clean_fraction": 0.5,
+    # f has to paint what it sees. One that starts as the identity keeps small defects.
+    "model.output": "sigmoid",
+    "objective.mask_weight": 0.5,
+    "optimizer.ema_decay": 0.999,
+    # Maps that fail on different defects, on the common scale of normal images.
+    "eval.anomaly_map": "ssim+ssim@2+logit@0.5",
+    "eval.smoothing_fraction": 1 / 16,
+    "eval.calibration": "all",
+    "eval.image_score": "topk",
+}
+STEPS = {"train.steps": 10_000, "train.validate_every": 1_000, "train.checkpoint_every": 1_000}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the config, in which `data.root` is still to be set; takes no argument."""
     config = default.get_config(arg)
-    config.update_from_flattened_dict(SETTINGS)
+    config.update_from_flattened_dict(TWO_CORES | CROPS | RECIPE | STEPS)
+    return config
+
+
+# What `baselines.py` and the questions of `experiments/recipe.py` start from: f alone, as a small
+# change of the identity, for short trainings.
+PROJECTION = {
+    "model.output": "residual_logit",
+    "objective.mask_weight": 0.05,
+    "corruption.kind": "mixed",
+    "train.steps": 2_500,
+}
+
+
+def projection() -> ConfigDict:
+    """Returns the config of the projecting autoencoder alone on the same network."""
+    config = default.get_config()
+    config.update_from_flattened_dict(TWO_CORES | PROJECTION)
     return config

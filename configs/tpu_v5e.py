@@ -24,11 +24,11 @@ TEXTURE = {
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Returns the config of the category `arg`."""
+    """Returns the config of CATEGORY or CATEGORY,best."""
     category = arg or CATEGORY
     config = mvtec.get_config(category)
     config.update_from_flattened_dict(SETTINGS)
-    if category in mvtec.TEXTURES:
+    if category.partition(",")[0] in mvtec.TEXTURES:
         config.update_from_flattened_dict(TEXTURE)
     return config
 

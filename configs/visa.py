@@ -4,8 +4,10 @@ The data set is prepared by data_pipelines/prepare.py, in $TFDS_DATA_DIR or
 --config.data.root=TFDS.
 The paper's corruption patterns: --config.data.textures=tfds:TFDS, or a folder with DTD.
 
-The paper masks cluttered backgrounds of some categories by a further network; this is not done
-here.
+visa:pcb1,best is the recipe of folder.py with the paper's network and size, for an accelerator.
+
+The paper masks cluttered backgrounds of some categories by a further network: `pae foreground`,
+then --config.data.foreground=F.
 """
 
 from ml_collections import ConfigDict
@@ -31,8 +33,8 @@ OBJECTS = {
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Returns the config of the category `arg`; `pae train` also takes "all"."""
-    return common.category_config("visa", arg, OBJECTS, texture=False)
+    """Returns the config of CATEGORY or CATEGORY,best; `pae train` also takes "all"."""
+    return common.category_config("visa", arg, OBJECTS)
 
 
 derive = common.derive
@@ -40,4 +42,4 @@ derive = common.derive
 
 def members(arg: str) -> list[str] | None:
     """Returns the arguments that "all" stands for: every category, each in its own workdir."""
-    return list(OBJECTS) if arg == "all" else None
+    return common.members(OBJECTS, arg)

@@ -10,11 +10,15 @@ from data_pipelines.errors import BadInput
 from pae_jax import config as configuration
 from pae_jax import config_file, population
 from pae_jax.augmentation import check_policy
-from pae_jax.configs import baselines, mvtec, tpu_v5e, visa
+from pae_jax.configs import baselines, elpv, folder, mvtec, tpu_v5e, visa
 from pae_jax.configs.experiments import recipe, results
 
 CATEGORIES = {"mvtec": mvtec.TEXTURES | mvtec.OBJECTS, "visa": visa.OBJECTS}
 BASELINES = [name + recipe for name in baselines.CHANGES for recipe in ("", ",elpv")]
+
+
+def with_best(categories) -> list[str]:
+    return [name + variant for name in categories for variant in ("", ",best")]
 
 
 def load(name: str, *overrides: str) -> configuration.Config:
@@ -24,11 +28,11 @@ def load(name: str, *overrides: str) -> configuration.Config:
 def names() -> list[str]:
     """Every shipped config, with every argument if it needs one."""
     arguments = {
-        **CATEGORIES,
+        **{name: with_best(categories) for name, categories in CATEGORIES.items()},
         "baselines": BASELINES,
-        "tpu_v5e": ["", *CATEGORIES["mvtec"]],
+        "tpu_v5e": ["", *with_best(CATEGORIES["mvtec"])],
         "experiments/recipe": recipe.QUESTIONS,
-        "experiments/results": results.CATEGORIES,
+        "experiments/results": results.FACTS,
     }
     return [f"{name}:{arg}" for name in config_file.shipped() for arg in arguments.get(name, [""])]
 
@@ -103,11 +107,35 @@ def test_the_variants_of_a_question_are_distinct_and_valid(question):
     assert len({config.hash for _, _, config in members}) == len(members) > 1
 
 
-@pytest.mark.parametrize("name", ["mvtec:", "mvtec:screws", "visa:screw"])
+@pytest.mark.parametrize("name", ["mvtec:", "mvtec:screws", "visa:screw", "visa:,best"])
 def test_an_unknown_category_is_one_line_with_the_known_ones(name):
     with pytest.raises(BadInput, match=r"no category.*; \w+, \w+, ") as error:
         load(name)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["mvtec:screw,", "mvtec:screw,worst", "visa:pcb1,best,best"])
+def test_an_unknown_variant_is_one_line_with_the_known_ones(name):
+    category = name.partition(":")[2].partition(",")[0]
+    with pytest.raises(BadInput, match=f"{category} or {category},best, not {category},"):
+        load(name)
+
+
+def test_the_best_of_a_category_is_the_recipe_and_facts():
+    """The recipe is one: what `folder.py` and the benchmarks share is equal."""
+    recipe = ("method", "corruption", "head", "objective")
+    newcomer = load("folder", "--config.data.root=here")
+    for name in (*results.FACTS, "mvtec:bottle,best", "mvtec:carpet,best", "visa:pcb1,best"):
+        words = [] if ":" in name else ["--config.data.root=here"]
+        config = load(name if ":" in name else f"experiments/results:{name}", *words)
+        for section in recipe:
+            assert getattr(config, section) == getattr(newcomer, section)
+        aligned = name in ("ball_screw", "mvtec:bottle,best")
+        calibration = "position" if aligned else "all"
+        assert config.eval == dataclasses.replace(newcomer.eval, calibration=calibration)
+    paper, best = load("mvtec:carpet"), load("mvtec:carpet,best")
+    assert best.model == dataclasses.replace(paper.model, output=folder.RECIPE["model.output"])
+    assert best.data.shape == paper.data.shape
 
 
 def test_a_folder_must_be_named():
@@ -135,15 +163,22 @@ def test_all_categories_are_runs_of_their_own():
     shared = [{names[i] for i in chunk} for chunk in population.group_runs(together)]
     assert {"carpet", "leather", "tile"} in shared
     assert {"bottle", "metal_nut", "screw"} in shared
+    best = config_file.load_members("mvtec:all,best")
+    assert set(best) == {f"{name},best" for name in members}
+    assert best["screw,best"] == load("mvtec:screw,best")
     assert list(config_file.load_members("mvtec:screw")) == [""]
     with pytest.raises(BadInput, match="takes no argument, not 'all'"):
         config_file.load_members("default:all")
 
 
 def test_baselines_change_the_recipe_and_keep_its_budget():
-    for base_recipe, side in (("folder", 256), ("elpv", 64)):
-        words = ["--config.data.root=here"]
-        base = load(f"{base_recipe}:", *words)
+    words = ["--config.data.root=here"]
+    for base_recipe, base_config, side in (
+        ("folder", folder.projection(), 256),
+        ("elpv", elpv.get_config(), 64),
+    ):
+        base_config.data.root = "here"
+        base = configuration.from_config_dict(base_config.to_dict())
         members = config_file.load_members(f"baselines:all,{base_recipe}", words)
         assert [name.partition(",")[0] for name in members] == list(baselines.CHANGES)
         for config in members.values():
@@ -190,11 +225,6 @@ def test_values_that_follow_from_another_key_follow_from_the_command_line():
         assert load(name, *sides).data.texture_size == 96
         words = ("--config.data.size=128", "--config.data.texture_size=32")
         assert load(name, *words).data.texture_size == 32
-    name = "experiments/results:elpv"
-    assert load(name).train.validate_every == 1_000
-    assert load(name, "--config.train.steps=500").train.validate_every == 50
-    assert load(name, "--config.train.steps=5").train.validate_every == 1
-    assert load(name, "--config.train.validate_every=7").train.validate_every == 7
 
 
 def test_the_configuration_of_a_tpu_is_the_papers_in_bfloat16():

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from pae_jax.configs import folder
 
-# The settings with which the questions began; folder.py holds the answers.
+# The settings with which the questions began; `folder.PROJECTION` holds the answers.
 PLAIN = {
     "model.output": "sigmoid",
     "objective.mask_weight": 0.5,
@@ -67,10 +67,10 @@ QUESTIONS: dict[str, dict[str, Mapping[str, Any]]] = {
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Returns the recipe; `arg` is one of QUESTIONS."""
+    """Returns `folder.projection`; `arg` is one of QUESTIONS."""
     if arg not in QUESTIONS:
         raise ValueError(f"one of {', '.join(QUESTIONS)}, not {arg!r}")
-    return folder.get_config()
+    return folder.projection()
 
 
 def sweep(add: Callable[[str, int, Mapping[str, Any]], None], arg: str | None = None) -> None:
