@@ -251,8 +251,8 @@ def check_calibration(config: Config, held_out: int | None = None) -> None:
     if held_out is not None and held_out < MIN_CALIBRATION_IMAGES:
         raise BadInput(
             f"eval.calibration: {choice} needs at least {MIN_CALIBRATION_IMAGES} held-out images, "
-            f"and there are {held_out}; set it to none, or raise data.holdout_fraction (another "
-            "training)"
+            f"and there are {held_out}; raise data.holdout_fraction (another training), or set it "
+            "to none"
         )
 
 

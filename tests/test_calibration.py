@@ -413,8 +413,8 @@ def test_the_key_stands_only_where_it_has_a_part():
         ),
         (
             {"data.holdout_fraction": 0.1},
-            "eval.calibration: position needs at least 3 held-out images, and there are 2; set it "
-            "to none, or raise data.holdout_fraction",
+            "eval.calibration: position needs at least 3 held-out images, and there are 2; raise "
+            "data.holdout_fraction (another training), or set it to none",
         ),
         (
             {"eval.calibration": "pixel"},
