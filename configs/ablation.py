@@ -127,7 +127,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     arg = arg or "elpv"
     if arg not in SELECTIONS:
         raise ValueError(f"one of {', '.join(SELECTIONS)}, not {arg!r}")
-    config = folder.get_config() if arg in ("tile", "tile_full") else elpv.get_config()
+    config = folder.projection() if arg in ("tile", "tile_full") else elpv.get_config()
     config.update_from_flattened_dict(COMMON | CHANGES.get(arg, {}))
     return config
 
