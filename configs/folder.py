@@ -62,7 +62,11 @@ RECIPE = {
     "eval.calibration": "all",
     "eval.image_score": "topk",
 }
-STEPS = {"train.steps": 10_000, "train.validate_every": 1_000, "train.checkpoint_every": 1_000}
+STEPS = {
+    "train.steps": 10_000,
+    "train.validate_every": None,  # see derive
+    "train.checkpoint_every": 1_000,
+}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -72,8 +76,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     return config
 
 
-# What `baselines.py` and the questions of `experiments/recipe.py` start from: f alone, as a small
-# change of the identity, for short trainings.
+def derive(config: ConfigDict, arg: str | None = None) -> None:
+    """Sets the interval between validations to a tenth of the training."""
+    if config.train.validate_every is None:
+        config.train.validate_every = max(config.train.steps // 10, 1)
+
+
+# `baselines.py` and the questions of `experiments/recipe.py` start from f alone, as a small change
+# of the identity, in a short training.
 PROJECTION = {
     "model.output": "residual_logit",
     "objective.mask_weight": 0.05,

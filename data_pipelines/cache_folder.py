@@ -33,7 +33,7 @@ DEFAULT_LIMIT = "32GiB"
 DAY = 24 * 3600
 
 _ARRAY = re.compile(r"[0-9a-f]{32}\.npy")
-# That of `writing.atomic_file`, and that of version 0.2.
+# `writing.atomic_file` gives the first form of name; earlier versions gave the second.
 _UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.(tmp|npy\.[0-9a-f]{32})")
 _UNITS = {unit: 1024**i for i, unit in enumerate(("", "K", "M", "G", "T"))}
 

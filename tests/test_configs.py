@@ -107,6 +107,18 @@ def test_the_variants_of_a_question_are_distinct_and_valid(question):
     assert len({config.hash for _, _, config in members}) == len(members) > 1
 
 
+@pytest.mark.parametrize("selection", ["tile", "tile_full"])
+def test_the_penalties_on_a_folder_are_those_of_the_projection_alone(selection):
+    """A second network would be trained beside f, and its map would decide."""
+    words = ["--config.data.root=here"]
+    values = folder.projection().to_dict() | {"data": {"root": "here"}}
+    projection = configuration.from_config_dict(values)
+    for _, _, config in config_file.load_sweep(f"ablation:{selection}", words):
+        assert (config.method, config.model) == ("projection", projection.model)
+        assert config.train.steps == projection.train.steps
+        assert config.eval.parts == projection.eval.parts
+
+
 @pytest.mark.parametrize("name", ["mvtec:", "mvtec:screws", "visa:screw", "visa:,best"])
 def test_an_unknown_category_is_one_line_with_the_known_ones(name):
     with pytest.raises(BadInput, match=r"no category.*; \w+, \w+, ") as error:
@@ -225,6 +237,11 @@ def test_values_that_follow_from_another_key_follow_from_the_command_line():
         assert load(name, *sides).data.texture_size == 96
         words = ("--config.data.size=128", "--config.data.texture_size=32")
         assert load(name, *words).data.texture_size == 32
+    name = "experiments/results:elpv"
+    assert load(name).train.validate_every == 1_000
+    assert load(name, "--config.train.steps=500").train.validate_every == 50
+    assert load(name, "--config.train.steps=5").train.validate_every == 1
+    assert load(name, "--config.train.validate_every=7").train.validate_every == 7
 
 
 def test_the_configuration_of_a_tpu_is_the_papers_in_bfloat16():

@@ -39,3 +39,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = folder.get_config()
     config.update_from_flattened_dict(FACTS[arg])
     return config
+
+
+derive = folder.derive
