@@ -4,7 +4,9 @@
         [--reference none] [--config.data.root=DIR]
 
 Each SWEEP is the workdir of a finished `pae sweep`, for example --config=ablation:full. Several of
-them may differ in their steps or in their data. The command writes, and replaces,
+them may differ in their steps or in their data. A SWEEP may also be the penalties.json of an
+earlier call. Its members join those of the sweeps of the same names, so that a sweep can be trained
+in parts, on several machines. The command writes, and replaces,
 
     DIR/penalties.json       all numbers: members, differences, correlations
     DIR/penalties.md         the same as tables
@@ -28,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import penalties_charts as charts
-from penalties_members import Member, Sweep, measure_iteration, read_sweep
+from penalties_members import Member, Sweep, join, measure_iteration, read_part, read_sweep
 from penalties_statistics import Correlation, Mean
 from penalties_tables import correlations, differences, iteration_differences, tables
 
@@ -48,6 +50,7 @@ DIGITS = 6
 def compare(
     sweeps: Mapping[str, Path],
     *,
+    earlier: Sequence[Path] = (),
     reference: str = "none",
     iteration: bool = True,
     overrides: Sequence[str] = (),
@@ -58,6 +61,7 @@ def compare(
 
     Args:
       sweeps: the workdirs of the sweeps by name.
+      earlier: files penalties.json, whose members join those of the same sweeps.
       reference: the variant that the others are compared to.
       iteration: applies f several times to the test images, too.
       overrides: where the data are now, --config.data.root=DIR.
@@ -65,25 +69,31 @@ def compare(
       say: is called with a line of progress for each member.
 
     Raises:
-      BadInput: see `read_sweep`; or a sweep lacks the reference.
+      BadInput: see `read_sweep`, `read_part` and `join`; or a sweep lacks the reference.
     """
-    opened = {name: read_sweep(name, path) for name, path in sweeps.items()}
+    parts = {name: [read_sweep(name, path)] for name, path in sweeps.items()}
+    for path in earlier:
+        for name, part in read_part(path).items():
+            if iteration and not all(member.detection for member in part.members):
+                raise BadInput(f"{path}: {name} is without the iteration; give --no_iteration")
+            parts.setdefault(name, []).append(part)
+    opened = {name: join(name, of_name) for name, of_name in parts.items()}
     for name, part in opened.items():
         if all(member.variant != reference for member in part.members):
             raise BadInput(
-                f"{sweeps[name]}: no finished member of the variant {reference!r}; --reference "
-                "names another one"
+                f"{sweeps.get(name, name)}: no finished member of the variant {reference!r}; "
+                "--reference names another one"
             )
-    for line in [line for part in opened.values() for line in part.left_out]:
-        say(f"{line}, left out")
+    for entry in [entry for part in opened.values() for entry in part.left_out]:
+        say(str(entry))
     if iteration:
         opened = _with_iteration(opened, overrides, batch_size, say)
     members = [member for part in opened.values() for member in part.members]
     return {
         "schema": SCHEMA,
         "reference": reference,
-        "origin": {name: part.origin for name, part in opened.items()},
-        "left_out": [line for part in opened.values() for line in part.left_out],
+        "origins": {name: part.origins for name, part in opened.items()},
+        "left_out": [entry._asdict() for part in opened.values() for entry in part.left_out],
         "members": [member._asdict() for member in members],
         "differences": {
             name: differences(part.members, reference) for name, part in opened.items()
@@ -91,7 +101,7 @@ def compare(
         "iteration": {
             name: iteration_differences(part.members)
             for name, part in opened.items()
-            if part.members[0].detection
+            if all(member.detection for member in part.members)
         },
         "correlations": {
             metric: correlations(members, metric)
@@ -113,6 +123,9 @@ def _with_iteration(
     for name, part in opened.items():
         members = []
         for i, (member, workdir) in enumerate(zip(part.members, part.workdirs, strict=True)):
+            if workdir is None:
+                members.append(member)
+                continue
             start = time.perf_counter()
             found = measure_iteration(workdir, overrides, batch_size, open_images)
             members.append(member._replace(detection=found))
@@ -168,17 +181,24 @@ def write(out: Path, content: Mapping[str, Any]) -> list[Path]:
     return [out / name for name in (*pictures, *written)]
 
 
-def _named(words: Sequence[str]) -> dict[str, Path]:
-    """Returns the sweeps by name, from words NAME=SWEEP or SWEEP, whose folder is the name."""
+def _named(words: Sequence[str]) -> tuple[dict[str, Path], list[Path]]:
+    """Returns sweeps by name, from words NAME=SWEEP or SWEEP, whose folder is the name; and files.
+
+    A word that ends with .json is the file of an earlier call.
+    """
     sweeps: dict[str, Path] = {}
+    earlier: list[Path] = []
     for word in words:
+        if word.endswith(".json"):
+            earlier.append(Path(word))
+            continue
         given = re.fullmatch(r"([\w.-]+)=(.+)", word)
         path = Path(given[2] if given else word)
         name = given[1] if given else path.resolve().name
         if name in sweeps:
             raise BadInput(f"{sweeps[name]}, {path}: both would be {name}; name them NAME=SWEEP")
         sweeps[name] = path
-    return sweeps
+    return sweeps, earlier
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -190,7 +210,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sweeps", nargs="+", metavar="[NAME=]SWEEP", help="a finished sweep")
+    parser.add_argument(
+        "sweeps",
+        nargs="+",
+        metavar="[NAME=]SWEEP",
+        help="a finished sweep, or an earlier penalties.json",
+    )
     parser.add_argument("--out", type=Path, required=True, help="the folder of the results")
     parser.add_argument("--reference", default="none", help="the variant to compare to")
     parser.add_argument("--no_iteration", action="store_true", help="needs no test images")
@@ -201,8 +226,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.batch < 1:
             raise BadInput(f"--batch: at least 1, not {options.batch}")
         files.check_writable(options.out)
+        sweeps, earlier = _named(options.sweeps)
         content = compare(
-            _named(options.sweeps),
+            sweeps,
+            earlier=earlier,
             reference=options.reference,
             iteration=not options.no_iteration,
             overrides=overrides,

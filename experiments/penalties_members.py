@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,20 +57,32 @@ class Member(NamedTuple):
     detection: dict[str, dict[str, float]]
 
 
+class LeftOut(NamedTuple):
+    """A member without numbers, and how its training ended."""
+
+    sweep: str
+    variant: str
+    seed: int
+    outcome: str
+
+    def __str__(self) -> str:
+        return f"{self.sweep}: {self.variant}, seed {self.seed}: {self.outcome}, left out"
+
+
 class Sweep(NamedTuple):
-    """A finished sweep.
+    """A finished sweep, or the parts of one.
 
     Attributes:
       members: those that were trained to the end.
-      workdirs: the folder of each of them.
-      left_out: a line for each other member.
-      origin: commit, versions and device of the evaluation of the first member.
+      workdirs: the folder of each of them; None for a member of an earlier penalties.json.
+      left_out: the other members.
+      origins: commit, versions and device of the evaluations, one of each kind.
     """
 
     members: list[Member]
-    workdirs: list[Path]
-    left_out: list[str]
-    origin: dict[str, Any]
+    workdirs: list[Path | None]
+    left_out: list[LeftOut]
+    origins: list[dict[str, Any]]
 
 
 def penalty(objective: ObjectiveConfig) -> tuple[str, float | None]:
@@ -104,10 +117,10 @@ def read_sweep(name: str, workdir: Path) -> Sweep:
         raise BadInput(f"{table}: not found; finish `pae sweep --workdir={workdir}` first")
     rows = list(csv.DictReader(io.StringIO(table.read_text())))
     named = [sweep.Member(row["variant"], int(row["seed"]), Config()) for row in rows]
-    members, workdirs, left_out, origin = [], [], [], {}
+    members, workdirs, left_out, origins = [], [], [], []
     for row, folder in zip(rows, sweep.member_names(named), strict=True):
         if row["outcome"] != train.FINISHED:
-            left_out.append(f"{name}: {row['variant']}, seed {row['seed']}: {row['outcome']}")
+            left_out.append(LeftOut(name, row["variant"], int(row["seed"]), row["outcome"]))
             continue
         path = workdir / "members" / folder
         found = _read_metrics(path)
@@ -129,12 +142,57 @@ def read_sweep(name: str, workdir: Path) -> Sweep:
             )
         )
         workdirs.append(path)
-        origin = origin or {
-            key: found["provenance"][key] for key in ("commit", "versions", "device")
-        }
+        origins.append({key: found["provenance"][key] for key in ("commit", "versions", "device")})
     if not members:
         raise BadInput(f"{table}: no member was trained to the end")
-    return Sweep(members, workdirs, left_out, origin)
+    return Sweep(members, workdirs, left_out, _distinct(origins))
+
+
+def read_part(path: Path) -> dict[str, Sweep]:
+    """Reads the members of an earlier penalties.json, by the names of their sweeps.
+
+    Raises:
+      BadInput: the file is not one of this version.
+    """
+    content = files.read_json(path)
+    try:
+        if content["schema"] != SCHEMA:
+            raise BadInput(f"{path}: of another version; compare its sweeps again")
+        members = [Member(**entry) for entry in content["members"]]
+        left_out = [LeftOut(**entry) for entry in content["left_out"]]
+        parts = {}
+        for name, origins in content["origins"].items():
+            own = [member for member in members if member.sweep == name]
+            others = [entry for entry in left_out if entry.sweep == name]
+            parts[name] = Sweep(own, [None] * len(own), others, origins)
+        return parts
+    except (AttributeError, KeyError, TypeError) as error:
+        raise BadInput(f"{path}: not a penalties.json of this command ({error!r})") from None
+
+
+def join(name: str, parts: Sequence[Sweep]) -> Sweep:
+    """Returns one sweep of several parts of it; a member that any part has is not left out.
+
+    Raises:
+      BadInput: a member is in two parts.
+    """
+    members = [member for part in parts for member in part.members]
+    counts = Counter((member.variant, member.seed) for member in members)
+    for (variant, seed), count in counts.items():
+        if count > 1:
+            raise BadInput(
+                f"{name}: {variant}, seed {seed} is in {count} parts; leave out all but one"
+            )
+    return Sweep(
+        members,
+        [workdir for part in parts for workdir in part.workdirs],
+        [e for part in parts for e in part.left_out if (e.variant, e.seed) not in counts],
+        _distinct([origin for part in parts for origin in part.origins]),
+    )
+
+
+def _distinct(origins: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [origin for i, origin in enumerate(origins) if origin not in origins[:i]]
 
 
 def _read_metrics(workdir: Path) -> dict[str, Any]:

@@ -278,6 +278,80 @@ def test_a_member_that_diverged_is_left_out(modules, swept, tmp_path):
     assert content["differences"]["w"]["noise 0.3"]["idempotency"].seeds == 2
 
 
+def partial(swept: Path, folder: Path, seed: int) -> Path:
+    """Returns a copy of the sweep in which only the members of one seed have been trained."""
+    shutil.copytree(swept, folder)
+    table = folder / "sweep/results.csv"
+    with table.open() as lines:
+        rows = list(csv.DictReader(lines))
+    with table.open("w") as lines:
+        writer = csv.DictWriter(lines, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(
+            row if int(row["seed"]) == seed else row | {"outcome": "waiting"} for row in rows
+        )
+    return folder
+
+
+def test_a_sweep_can_be_compared_in_parts(modules, compared, swept, tmp_path, capsys):
+    paths = {seed: partial(swept, tmp_path / f"part{seed}", seed) for seed in (0, 1)}
+    for seed, path in paths.items():
+        out = f"--out={tmp_path / f'out{seed}'}"
+        assert modules.main.main([f"tiny={path}", out, "--batch=16", REFERENCE]) == 0
+    left_out = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert left_out[0] == "tiny: noise 0.1, seed 1: waiting, left out" and len(left_out) == 6
+    modules.main.write(tmp_path / "whole", compared[0])
+    whole = json.loads((tmp_path / "whole/penalties.json").read_text())
+    first, second = (str(tmp_path / f"out{seed}/penalties.json") for seed in (0, 1))
+    # A part and the sweep that it belongs to, or parts alone; out may be the folder of a part.
+    for words in ([first, f"tiny={paths[1]}"], [first, second, f"--out={tmp_path / 'out1'}"]):
+        capsys.readouterr()
+        out = [] if len(words) == 3 else [f"--out={tmp_path / 'joined'}"]
+        assert modules.main.main([*words, *out, "--batch=16", REFERENCE]) == 0
+        assert "left out" not in capsys.readouterr().out
+        joined = json.loads(
+            (tmp_path / ("joined" if out else "out1") / "penalties.json").read_text()
+        )
+        assert joined["left_out"] == []
+        assert len(joined["origins"]["tiny"]) == 1
+
+        def by_seed(members):
+            return sorted(members, key=lambda member: (member["seed"], member["variant"]))
+
+        assert by_seed(joined["members"]) == by_seed(whole["members"])
+        for variant, row in whole["iteration"]["tiny"].items():
+            for score, cells in row.items():
+                for label, cell in cells.items():
+                    found = joined["iteration"]["tiny"][variant][score][label]
+                    assert found["mean"] == pytest.approx(cell["mean"], abs=1e-5)
+                    assert found["seeds"] == 2
+
+
+def test_parts_that_do_not_fit_are_one_line(modules, compared, swept, tmp_path):
+    compare, BadInput = modules.main.compare, modules.main.BadInput
+    modules.main.write(tmp_path, compared[0])
+    path = tmp_path / "penalties.json"
+    with pytest.raises(BadInput, match=r"^tiny: noise 0\.1, seed 0 is in 2 parts; leave out all"):
+        compare({"tiny": swept}, earlier=[path], reference="noise 0.1")
+    # Another sweep's members stand beside them.
+    both = compare({"other": swept}, earlier=[path], reference="noise 0.1", iteration=False)
+    assert list(both["differences"]) == ["other", "tiny"]
+    assert list(both["iteration"]) == ["tiny"]
+    content = json.loads(path.read_text())
+    for change, message in (
+        ({"schema": 1}, r"of another version; compare its sweeps again"),
+        ({"origins": []}, r"not a penalties\.json of this command"),
+        ({"members": [{"seed": 0}]}, r"not a penalties\.json of this command"),
+        (
+            {"members": [m | {"detection": {}} for m in content["members"]]},
+            r"tiny is without the iteration; give --no_iteration",
+        ),
+    ):
+        path.write_text(json.dumps(content | change))
+        with pytest.raises(BadInput, match=rf"penalties\.json: {message}"):
+            compare({}, earlier=[path], reference="noise 0.1")
+
+
 @pytest.mark.parametrize(
     "case",
     [
