@@ -60,6 +60,8 @@ RECIPE = {
     "eval.anomaly_map": "ssim+ssim@2+logit@0.5",
     "eval.smoothing_fraction": 1 / 16,
     "eval.calibration": "all",
+    # Their mean over the flips and turns that data.augmentation names.
+    "eval.symmetries": True,
     "eval.image_score": "topk",
 }
 STEPS = {

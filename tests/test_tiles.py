@@ -110,6 +110,11 @@ def test_what_depends_on_the_whole_image_has_no_halo():
     assert tiles.neighbourhood(settings(apply="tangent")) == (2 * reach + 5, 2)
     assert tiles.neighbourhood(settings(apply="iterate", iterations=3)) == (3 * reach + 5, 2)
     assert tiles.neighbourhood(dataclasses.replace(base, method="segmentation")) == (reach, 2)
+    # An average over the image alone is the image's own map.
+    flipped = settings(symmetries=True)
+    plain, flips = (dataclasses.replace(flipped.data, augmentation=a) for a in ("none", "flips"))
+    assert tiles.neighbourhood(dataclasses.replace(flipped, data=plain)) == (reach + 5, 2)
+    flipped = dataclasses.replace(flipped, data=flips)
     learned = settings(anomaly_map="mse")
     learned = dataclasses.replace(learned, method="discrepancy")
     assert tiles.neighbourhood(learned) == (reach, 2)
@@ -117,7 +122,7 @@ def test_what_depends_on_the_whole_image_has_no_halo():
     for config in (
         dataclasses.replace(base, model=dataclasses.replace(SMALL, norm="group")),
         settings(apply="fixed_point"),
-        settings(symmetries=True),
+        flipped,
         learned,  # the second network has a norm
     ):
         assert tiles.neighbourhood(config) is None

@@ -27,7 +27,7 @@ import scipy.ndimage
 from jaxtyping import Float, UInt8
 
 from data_pipelines.errors import BadInput
-from pae_jax import anomaly_map, detection, unet
+from pae_jax import anomaly_map, augmentation, detection, unet
 from pae_jax.config import Config
 from pae_jax.detection import Detection
 from pae_jax.inference.stitching import Differences, Plan, stitch
@@ -58,7 +58,8 @@ def neighbourhood(config: Config) -> tuple[int, int] | None:
     """
     settings, networks = config.eval, _networks(config)
     whole = any(network.norm != "none" for network in networks)
-    if whole or settings.apply == "fixed_point" or settings.symmetries:
+    copies = augmentation.symmetries(config.data.augmentation, config.data.shape)
+    if whole or settings.apply == "fixed_point" or (settings.symmetries and len(copies) > 1):
         return None
     times = {"once": 1, "tangent": 2, "iterate": settings.iterations}[settings.apply]
     first, *others = networks
