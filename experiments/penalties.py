@@ -84,7 +84,8 @@ def compare(
                 f"{sweeps.get(name, name)}: no finished member of the variant {reference!r}; "
                 "--reference names another one"
             )
-    for entry in [entry for part in opened.values() for entry in part.left_out]:
+    left_out = [entry for part in opened.values() for entry in part.left_out]
+    for entry in left_out:
         say(str(entry))
     if iteration:
         opened = _with_iteration(opened, overrides, batch_size, say)
@@ -93,7 +94,7 @@ def compare(
         "schema": SCHEMA,
         "reference": reference,
         "origins": {name: part.origins for name, part in opened.items()},
-        "left_out": [entry._asdict() for part in opened.values() for entry in part.left_out],
+        "left_out": [entry._asdict() for entry in left_out],
         "members": [member._asdict() for member in members],
         "differences": {
             name: differences(part.members, reference) for name, part in opened.items()
