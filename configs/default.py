@@ -86,6 +86,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     head.dilation_rates = (1, 2, 4)  # of its one dilated layer
     head.focal_gamma = 2.0  # exponent of the focal loss; 0: cross-entropy
     head.changed = 7.0  # grey levels of change at which a pixel of the mask counts half
+    # The fraction of the training images, by whole groups, on which g alone is trained and f is
+    # not, so that g sees f on images that f does not know; 0: both are trained on all.
+    head.reserved_fraction = 0.0
 
     # ---- objective: eq. 1 and the penalties of appendix A.3; a weight of 0 removes a term ----
     config.objective = objective = ConfigDict()

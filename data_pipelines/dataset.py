@@ -40,6 +40,7 @@ class TrainingSplit(NamedTuple):
 
     Attributes:
       images: uint8 (n, h, w, c); memory-mapped, or in memory where `max_images` takes a part.
+      reserved: how many of `images`, at their end, are reserved for a second network.
       names: n names.
       held_out: uint8 (m, h, w, c), for validation and thresholds; memory-mapped.
       held_out_names: m names.
@@ -53,6 +54,7 @@ class TrainingSplit(NamedTuple):
     """
 
     images: np.ndarray
+    reserved: int
     names: list[str]
     held_out: np.ndarray
     held_out_names: list[str]
@@ -93,7 +95,12 @@ class TestSplit(NamedTuple):
 
 
 def open_training(
-    spec: DatasetSpec, *, holdout_fraction: float, seed: int, max_images: int = 0
+    spec: DatasetSpec,
+    *,
+    holdout_fraction: float,
+    seed: int,
+    max_images: int = 0,
+    reserved_fraction: float = 0.0,
 ) -> TrainingSplit:
     """Opens the training images, decoded and resized once and cached.
 
@@ -104,6 +111,8 @@ def open_training(
       seed: the seed by which groups are drawn, and images where `max_images` takes a part.
       max_images: the largest number of images that are not held out; 0: all. A smaller number
         takes a subset of what a larger one takes. Nothing else depends on the number.
+      reserved_fraction: the fraction of the images that are not held out, by whole groups, that
+        comes last among them, for a second network; at least one group unless it is 0.
 
     Returns:
       The training images and those held out.
@@ -127,8 +136,21 @@ def open_training(
     pairs = list(zip(items, files, strict=True))
     fingerprint = content_key([(item.name, item.content or file.digest) for item, file in pairs])
     earlier_fingerprint = content_key([(item.name, file.digest) for item, file in pairs])
-    # The held-out images come last, so that both parts are slices of one memory-mapped array.
-    order = sorted(range(len(items)), key=lambda i: items[i].name in held_out_names)
+    reserved_names: set[str] = set()
+    if reserved_fraction:
+        reserved_names = holdout.reserved_items(
+            items,
+            _holdout_rule(spec, source),
+            held_out_names,
+            fraction=reserved_fraction,
+            seed=seed,
+        )
+    # The held-out images come last, so that both parts are slices of one memory-mapped array, and
+    # the reserved ones before them.
+    order = sorted(
+        range(len(items)),
+        key=lambda i: (items[i].name in held_out_names, items[i].name in reserved_names),
+    )
     names = [items[i].name for i in order]
     ordered = [files[i] for i in order]
     pixels = _decoded_images(spec, names, ordered, channels=None, values=values)
@@ -142,9 +164,17 @@ def open_training(
         training = pixels[kept]
         # Read-only, as the memory-mapped array is.
         training.flags.writeable = False
+    training_names = [names[i] for i in kept]
+    reserved = sum(name in reserved_names for name in training_names)
+    if reserved_fraction and reserved in (0, len(kept)):
+        raise BadInput(
+            f"data.max_images: of {max_images} images {reserved} are reserved for the second "
+            "network; both networks need at least one, so raise it"
+        )
     return TrainingSplit(
         images=training,
-        names=[names[i] for i in kept],
+        reserved=reserved,
+        names=training_names,
         held_out=pixels[n:],
         held_out_names=names[n:],
         channels=pixels.shape[-1],

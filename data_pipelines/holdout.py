@@ -77,15 +77,43 @@ def held_out_items(
     """
     if given := {item.name for item in items if item.held_out}:
         return given, GIVEN_IMAGES
-    names = [item.name for item in items]
+    name_groups, rule = _groups_of_items(items, rule)
+    return _draw(name_groups, rule, fraction, seed), rule
+
+
+def reserved_items(
+    items: Sequence[Item], rule: str, held_out_names: set[str], *, fraction: float, seed: int
+) -> set[str]:
+    """Draws whole groups of the images that are not held out, for a second network.
+
+    At least one group is drawn, and at least one remains.
+
+    Raises:
+      BadInput: an unknown rule, or a rule under which all these images are one group.
+    """
+    name_groups, rule = _groups_of_items(items, rule)
+    left = [[name for name in group if name not in held_out_names] for group in name_groups]
+    left = [group for group in left if group]
+    if len(left) < 2:
+        raise BadInput(
+            f"data.holdout_groups: under {rule!r} all images that are not held out are one group, "
+            "and none would be left for the second network; set head.reserved_fraction=0, or "
+            "another rule"
+        )
+    return _draw(left, rule, fraction, seed)
+
+
+def _groups_of_items(items: Sequence[Item], rule: str) -> tuple[list[list[str]], str]:
+    """Returns the groups of all items, and the rule that made them."""
     if rule == "auto" and any(item.group for item in items):
         by_group: dict[tuple[str, str], list[str]] = {}
         for item in sorted(items, key=lambda item: item.name):
             key = (item.group, "" if item.group else item.name)
             by_group.setdefault(key, []).append(item.name)
-        return _draw(list(by_group.values()), GIVEN_GROUPS, fraction, seed), GIVEN_GROUPS
+        return list(by_group.values()), GIVEN_GROUPS
+    names = [item.name for item in items]
     rule = resolve(names, rule)
-    return held_out(names, rule, fraction=fraction, seed=seed), rule
+    return groups(names, rule), rule
 
 
 def held_out(names: Sequence[str], rule: str, *, fraction: float, seed: int) -> set[str]:

@@ -21,15 +21,18 @@ logging.get_absl_logger().addFilter(lambda record: "worker profiling" not in rec
 
 import grain  # noqa: E402 - after the filter
 
+# The array that holds the rows of an entry of a batch, where it is not of the same name.
+ROWS_OF = {"reserved": "image"}
+
 
 def index_batch(
-    n_images: int, n_textures: int, *, seed: int, batch_size: int, step: int
-) -> tuple[np.ndarray, np.ndarray]:
+    n_images: int, n_textures: int, *, seed: int, batch_size: int, step: int, reserved: int = 0
+) -> dict[str, np.ndarray]:
     """Returns the indices of the images and textures in the batch of `step`.
 
-    Example i of step s has the position p = s·batch_size + i in two endless sequences, one of
-    images and one of textures. A sequence consists of epochs. Every epoch contains every image
-    (texture) once, in a random order that differs between epochs.
+    Example i of step s has the position p = s·batch_size + i in endless sequences, one of images
+    and one of textures. A sequence consists of epochs. Every epoch contains every image (texture)
+    once, in a random order that differs between epochs.
 
     Args:
       n_images: the number of images.
@@ -37,14 +40,21 @@ def index_batch(
       seed: the seed of the order; non-negative.
       batch_size: the size of the whole batch, over all processes.
       step: the step, from 0.
+      reserved: the number of images at the end that have a sequence of their own.
 
     Returns:
-      Two int64 (batch_size,) arrays: indices below `n_images`, indices below `n_textures`.
+      int64 (batch_size,) arrays of indices: "image" below `n_images` − `reserved`, "texture" below
+      `n_textures`, and, if any image is reserved, "reserved" among the last `reserved` images.
     """
     positions = range(step * batch_size, (step + 1) * batch_size)
-    return _sequence("image", n_images, seed, positions), _sequence(
-        "texture", n_textures, seed, positions
-    )
+    shared = n_images - reserved
+    indices = {
+        "image": _sequence("image", shared, seed, positions),
+        "texture": _sequence("texture", n_textures, seed, positions),
+    }
+    if reserved:
+        indices["reserved"] = shared + _sequence("reserved", reserved, seed, positions)
+    return indices
 
 
 def batches(
@@ -58,6 +68,7 @@ def batches(
     by_index: bool = False,
     num_threads: int = 4,
     rows: Sequence[int] | np.ndarray | None = None,
+    reserved: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields batches without end from `start_step` on, gathered ahead by threads.
 
@@ -71,30 +82,34 @@ def batches(
       by_index: yields the indices of images and textures instead of their pixels.
       num_threads: the number of threads; up to twice as many elements are prepared ahead.
       rows: the examples of each batch that this process needs, below `batch_size`; None for all.
+      reserved: the number of images at the end that only the entry "reserved" shows.
 
     Yields:
-      {"image": uint8 (steps, b, h, w, c), "texture": uint8 (steps, b, t, t, c')} with b rows;
-      with `by_index` both are int32 (steps, b).
+      {"image": uint8 (steps, b, h, w, c), "texture": uint8 (steps, b, t, t, c')} with b rows, and
+      "reserved" like "image" if any image is reserved; with `by_index` all are int32 (steps, b).
     """
+    arrays = {"image": images, "texture": textures}
     local = slice(None) if rows is None else np.asarray(rows)
 
     def element(number: int) -> dict[str, np.ndarray]:
         # An element holds the batches of all steps of one compiled call, gathered at once,
         # because per-example elements would cost a Python call each.
         first = start_step + number * steps
-        indices = [
-            index_batch(len(images), len(textures), seed=seed, batch_size=batch_size, step=step)
+        draws = [
+            index_batch(
+                len(images),
+                len(textures),
+                seed=seed,
+                batch_size=batch_size,
+                step=step,
+                reserved=reserved,
+            )
             for step in range(first, first + steps)
         ]
-        image_indices, texture_indices = (
-            np.stack(part)[:, local] for part in zip(*indices, strict=True)
-        )
+        indices = {name: np.stack([draw[name] for draw in draws])[:, local] for name in draws[0]}
         if by_index:
-            return {
-                "image": image_indices.astype(np.int32),
-                "texture": texture_indices.astype(np.int32),
-            }
-        return {"image": images[image_indices], "texture": textures[texture_indices]}
+            return {name: index.astype(np.int32) for name, index in indices.items()}
+        return {name: arrays[ROWS_OF.get(name, name)][index] for name, index in indices.items()}
 
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
     # Grain has no endless range; this one is longer than any run.

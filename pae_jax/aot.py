@@ -322,13 +322,16 @@ def _pixels(*shape: int) -> jax.ShapeDtypeStruct:
 def _batches(config: Config, stride: int, resident: dict[str, Any]) -> dict[str, Any]:
     """Returns the batches of a call: indices into resident arrays, or pixels."""
     leading = (stride, config.train.batch_size)
-    if resident:
-        return dict.fromkeys(resident, jax.ShapeDtypeStruct(leading, jnp.int32))
     side = config.data.texture_size
-    return {
+    pixels = {
         "image": _pixels(*leading, *config.data.shape),
         "texture": _pixels(*leading, side, side),
     }
+    if METHODS[config.method].reserved_fraction(config):
+        pixels["reserved"] = pixels["image"]
+    if resident:
+        return dict.fromkeys(pixels, jax.ShapeDtypeStruct(leading, jnp.int32))
+    return pixels
 
 
 def _examples(config: Config, count: int) -> CorruptedBatch:

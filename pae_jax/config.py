@@ -142,6 +142,7 @@ class HeadConfig:
     dilation_rates: tuple[int, ...] = (1, 2, 4)
     focal_gamma: float = field(2.0, at_least=0.0)
     changed: float = field(7.0, at_least=0.0)
+    reserved_fraction: float = field(0.0, at_least=0.0, at_most=0.5)
 
     def __post_init__(self) -> None:
         _check_positive("head", self, ("widths", "dilation_rates"))

@@ -42,6 +42,18 @@ class CorruptedBatch(NamedTuple):
     mask: Float[Array, "b h w 1"]
 
 
+class Pair(NamedTuple):
+    """As many examples each for two networks, the first of which never sees the images of `second`.
+
+    Attributes:
+      first: for f.
+      second: of the images that are reserved for the second network.
+    """
+
+    first: CorruptedBatch
+    second: CorruptedBatch
+
+
 def corrupt(
     key: Keys,
     images: Float[Array, "b h w 3"],

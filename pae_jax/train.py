@@ -357,6 +357,9 @@ def _log_start(runs: Sequence[Run], trainer: Trainer, start: int, state: Any) ->
     # The arrays of a population have a leading axis of members.
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params)) // len(runs)
     training = _format_range([len(run.data.images) for run in runs])
+    if any(run.data.reserved for run in runs):
+        reserved = _format_range([run.data.reserved for run in runs])
+        training += f" ({reserved} of them for the second network alone)"
     held_out = _format_range([len(run.data.held_out) for run in runs])
     storage = "kept on the device" if run.on_device else "streamed from the host"
     resumed = f"resumed from step {start} of {steps}" if start else f"starting, {steps} steps"

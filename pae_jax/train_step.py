@@ -16,7 +16,8 @@ from pae_jax.devices import hardware
 from pae_jax.methods import METHODS
 from pae_jax.objective import Hyperparameters
 
-Batch = Mapping[str, Array]  # image (b, h, w, c) and texture (b, t, t, c'), uint8
+# image (b, h, w, c), texture (b, t, t, c') and maybe reserved (b, h, w, c), uint8
+Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
 
 
@@ -106,7 +107,7 @@ def init_state(config: Config, key: Array) -> TrainState:
 
 def make_examples(
     batch: Batch, key: Array, step: Array | int, config: Config, *, first: Array | int = 0
-) -> corruption.CorruptedBatch:
+) -> corruption.CorruptedBatch | corruption.Pair:
     """Augments, crops and corrupts stored images.
 
     Args:
@@ -117,27 +118,34 @@ def make_examples(
       first: the position of the first example of `batch` in the global batch.
 
     Returns:
-      Examples (x̂, x, M) with values in [0, 1].
+      Examples (x̂, x, M) with values in [0, 1]; a pair of them if `batch` has reserved images.
     """
-    count = batch["image"].shape[0]
-
-    def keys(name: str) -> Array:
-        return rng.example_keys(rng.stream_key(key, name, step), count, first=first)
-
     # Stored images and textures are uint8 up to this point, because float32 takes four times the
     # memory and transfer.
     textures = image_ops.to_float(batch["texture"])
     if batch["image"].shape[-1] == 1:
         # A corrupted grey image has to stay grey, as an image with a real defect would.
         textures = image_ops.to_grey(textures)
-    clean = augmentation.augment(
-        keys("augmentation"),
-        image_ops.to_float(batch["image"]),
-        config.data.augmentation,
-        config.data.train_shape,
-    )
-    examples = corruption.corrupt(keys("corruption"), clean, textures, config.corruption)
-    return corruption.spare_background(examples) if config.data.foreground else examples
+
+    def make(images: Array, prefix: str = "") -> corruption.CorruptedBatch:
+        def keys(name: str) -> Array:
+            return rng.example_keys(rng.stream_key(key, prefix + name, step), count, first=first)
+
+        clean = augmentation.augment(
+            keys("augmentation"),
+            image_ops.to_float(images),
+            config.data.augmentation,
+            config.data.train_shape,
+        )
+        examples = corruption.corrupt(keys("corruption"), clean, textures, config.corruption)
+        return corruption.spare_background(examples) if config.data.foreground else examples
+
+    count = batch["image"].shape[0]
+    examples = make(batch["image"])
+    if "reserved" not in batch:
+        return examples
+    # Other patterns and masks on the same textures, so that f's examples are the same as without.
+    return corruption.Pair(examples, make(batch["reserved"], "reserved "))
 
 
 def step_flops(program_flops: float | None, config: Config) -> float | None:
@@ -201,7 +209,7 @@ def train_step(
     examples = make_examples(batch, key, state.step, config, first=first)
     probe_keys = rng.example_keys(rng.stream_key(key, "objective", state.step), count, first=first)
 
-    def loss(params: Any, part: tuple[corruption.CorruptedBatch, Array]) -> tuple[Array, Metrics]:
+    def loss(params: Any, part: tuple[Any, Array]) -> tuple[Array, Metrics]:
         method = METHODS[config.method]
         value, terms = method.loss(params, *part, config, state.step, hyperparameters=values)
         return jnp.mean(value), {name: jnp.mean(term) for name, term in terms.items()}

@@ -193,6 +193,21 @@ def programs(*overrides: str, devices: int = 8, count: int = 1):
     return mesh, {program.title.split(":")[0]: program for program in found}, lowered
 
 
+@pytest.mark.parametrize("on_device", ["yes", "no"])
+def test_reserved_images_are_a_part_of_the_batches(on_device):
+    words = (
+        "method=discrepancy",
+        "head.reserved_fraction=0.4",
+        "train.batch_size=8",
+        f"data.on_device={on_device}",
+    )
+    _, found, lowered = programs(*(f"--config.{word}" for word in words))
+    (_, resident, batches, _), _ = lowered[next(iter(found))].args_info
+    assert set(batches) == {"image", "texture", "reserved"}
+    assert batches["reserved"].shape == batches["image"].shape
+    assert set(resident) == ({"image", "texture"} if on_device == "yes" else set())
+
+
 def test_the_programs_are_those_of_a_run():
     batch, diagnostics = "--config.train.batch_size=8", "--config.eval.diagnostics=True"
     _, found, lowered = programs(batch, diagnostics, "--config.data.on_device=yes")

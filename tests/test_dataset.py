@@ -45,8 +45,14 @@ def spec(tmp_path):
     return DatasetSpec("folder", str(root), "", (20, 24), "auto", str(tmp_path / "cache"))
 
 
-def training(spec, *, holdout_fraction=0.2, seed=0, max_images=0):
-    return open_training(spec, holdout_fraction=holdout_fraction, seed=seed, max_images=max_images)
+def training(spec, *, holdout_fraction=0.2, seed=0, max_images=0, reserved_fraction=0.0):
+    return open_training(
+        spec,
+        holdout_fraction=holdout_fraction,
+        seed=seed,
+        max_images=max_images,
+        reserved_fraction=reserved_fraction,
+    )
 
 
 def message(function, *arguments, **options):
@@ -114,6 +120,41 @@ def test_a_part_is_decoded_no_second_time(spec, monkeypatch):
 def test_the_draw_of_a_part_is_pinned(spec):
     # The same on every machine and with every version: a resumed run must find its images again.
     assert training(spec, max_images=3).names == [f"good/{i:03d}.png" for i in (1, 6, 9)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_reserved_images_come_last_in_whole_groups(spec, seed):
+    """They change neither which images are held out nor which are trained on."""
+    blocks = spec._replace(holdout_groups="blocks:5")  # 0 and 1, 2 and 3 …
+    for rule in (spec, blocks):
+        whole, part = (training(rule, seed=seed, reserved_fraction=r) for r in (0.0, 0.3))
+        assert whole.reserved == 0
+        assert part.reserved == (4 if rule is blocks else 3)
+        shared, reserved = part.names[: -part.reserved], part.names[-part.reserved :]
+        assert sorted(shared) + sorted(reserved) == shared + reserved
+        assert sorted(part.names) == whole.names
+        if rule is blocks:
+            pairs = {int(name[5:8]) // 2 for name in reserved}
+            assert len(pairs) == 2
+            assert pairs.isdisjoint(int(name[5:8]) // 2 for name in shared)
+        assert part.held_out_names == whole.held_out_names
+        for image, name in zip(part.images, part.names, strict=True):
+            np.testing.assert_array_equal(image[..., 0], pixels(spec, "train", name))
+        np.testing.assert_array_equal(part.held_out, whole.held_out)
+
+
+def test_a_part_needs_images_for_both_networks(spec):
+    counts = {training(spec, max_images=4, seed=s, reserved_fraction=0.5).reserved for s in (0, 3)}
+    assert counts <= {1, 2, 3}
+    with pytest.raises(BadInput, match=r"data\.max_images: of 1 images [01] are reserved"):
+        training(spec, max_images=1, reserved_fraction=0.5)
+
+
+def test_one_group_cannot_be_divided_between_two_networks(spec):
+    two = spec._replace(holdout_groups="blocks:2")
+    assert len(training(two).images) == 5
+    with pytest.raises(BadInput, match=r"one group.*second network.*head\.reserved_fraction=0"):
+        training(two, reserved_fraction=0.5)
 
 
 def test_a_part_that_is_grey_keeps_the_channels_of_all(spec):

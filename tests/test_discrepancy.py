@@ -10,7 +10,7 @@ import scipy.ndimage
 
 from data_pipelines.errors import BadInput
 from pae_jax import config, detection, methods
-from pae_jax.corruption import CorruptedBatch
+from pae_jax.corruption import CorruptedBatch, Pair
 from pae_jax.methods import discrepancy
 
 KEY = jax.random.key(0)
@@ -82,6 +82,23 @@ def test_g_does_not_train_f(params):
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8), gradient["f"], alone
     )
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient["g"])) > 0
+
+
+def test_g_alone_is_trained_on_reserved_images(params):
+    """f's gradient is that of its own examples, and g's that of the reserved ones."""
+    batch, other, keys = examples(), examples(), jax.random.split(KEY, 2)
+
+    def gradient(batch):
+        loss = methods.METHODS["discrepancy"].loss
+        return jax.grad(lambda p: loss(p, batch, keys, CONFIG, 0)[0].mean())(params)
+
+    mixed = gradient(Pair(batch, other))
+    for network, expected in (("f", gradient(batch)), ("g", gradient(other))):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8),
+            mixed[network],
+            expected[network],
+        )
 
 
 def test_maps(params):

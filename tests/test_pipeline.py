@@ -18,8 +18,8 @@ def take(count, **options):
     steps = []
     for element in batches(IMAGES, TEXTURES, **options):
         assert len(element["image"]) == len(element["texture"]) == options.get("steps", 1)
-        for image, texture in zip(element["image"], element["texture"], strict=True):
-            steps.append({"image": image, "texture": texture})
+        for i in range(len(element["image"])):
+            steps.append({name: values[i] for name, values in element.items()})
         if len(steps) >= count:
             return steps[:count]
 
@@ -27,8 +27,9 @@ def take(count, **options):
 def assert_same(left, right):
     assert len(left) == len(right)
     for a, b in zip(left, right, strict=True):
-        np.testing.assert_array_equal(a["image"], b["image"])
-        np.testing.assert_array_equal(a["texture"], b["texture"])
+        assert set(a) == set(b)
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
 
 
 def test_shapes_and_content():
@@ -36,9 +37,10 @@ def test_shapes_and_content():
         assert batch["image"].shape == (4, 4, 6, 3)
         assert batch["texture"].shape == (4, 8, 8, 1)
         assert batch["image"].dtype == batch["texture"].dtype == np.uint8
-        image, texture = index_batch(N, M, seed=3, batch_size=4, step=step)
-        np.testing.assert_array_equal(batch["image"], IMAGES[image])
-        np.testing.assert_array_equal(batch["texture"], TEXTURES[texture])
+        index = index_batch(N, M, seed=3, batch_size=4, step=step)
+        assert set(index) == set(batch) == {"image", "texture"}
+        np.testing.assert_array_equal(batch["image"], IMAGES[index["image"]])
+        np.testing.assert_array_equal(batch["texture"], TEXTURES[index["texture"]])
 
 
 @pytest.mark.parametrize("start", [1, 4, 9])
@@ -71,11 +73,12 @@ def test_a_process_reads_some_rows_of_the_batch(rows, by_index):
 
 
 def sequence(count, batch_size, **options):
-    pairs = [
+    """Returns the first indices of images, of textures and of reserved images, if there are any."""
+    draws = [
         index_batch(N, M, **({"seed": 3} | options), batch_size=batch_size, step=s)
         for s in range(-(-count // batch_size))
     ]
-    return [np.concatenate(part)[:count] for part in zip(*pairs, strict=True)]
+    return [np.concatenate([draw[name] for draw in draws])[:count] for name in draws[0]]
 
 
 @given(batch_size=st.integers(1, 40))
@@ -93,29 +96,49 @@ def test_every_image_and_texture_once_an_epoch():
     assert len({tuple(epoch) for epoch in image_epochs}) == M
 
 
+def test_reserved_images_have_a_sequence_of_their_own():
+    """The others come as if there were no more of them."""
+    images, textures, reserved = sequence(36, 4, reserved=4)
+    expected = batches(IMAGES[: N - 4], TEXTURES, seed=3, batch_size=36)
+    np.testing.assert_array_equal(IMAGES[images], next(expected)["image"][0])
+    np.testing.assert_array_equal(textures, sequence(36, 4)[1])
+    assert (np.sort(reserved.reshape(9, 4), axis=1) == np.arange(N - 4, N)).all()
+    assert len({tuple(epoch) for epoch in reserved.reshape(9, 4)}) > 4
+
+
+@pytest.mark.parametrize("options", [{}, {"steps": 3}, {"num_threads": 1}, {"rows": (0, 1, 2, 3)}])
+def test_reserved_images_are_read_by_row(options):
+    whole = take(9, reserved=4)
+    assert_same(take(9, reserved=4, **options), whole)
+    assert_same(take(5, reserved=4, start_step=4), whole[4:])
+    for index, batch in zip(take(9, reserved=4, by_index=True), whole, strict=True):
+        assert set(index) == {"image", "texture", "reserved"}
+        np.testing.assert_array_equal(IMAGES[index["reserved"]], batch["reserved"])
+
+
 def test_seeds_and_streams_are_independent():
     first, second = sequence(N * 3, 1, seed=0)[0], sequence(N * 3, 1, seed=1)[0]
     assert (first != second).any()
     # The epochs of one seed do not appear later in the other, either.
     epochs = {tuple(e) for s in (first, second) for e in s.reshape(3, N)}
     assert len(epochs) == 6
-    image, texture = index_batch(50, 50, seed=0, batch_size=50, step=0)
-    assert (image != texture).any()
+    index = index_batch(50, 50, seed=0, batch_size=50, step=0)
+    assert (index["image"] != index["texture"]).any()
 
 
 def test_orders_are_uniform():
     # 3! orders of three images over 1,200 epochs: 200 each, standard deviation 13.
-    image, _ = index_batch(3, 1, seed=0, batch_size=3_600, step=0)
-    _, counts = np.unique(image.reshape(-1, 3), axis=0, return_counts=True)
+    index = index_batch(3, 1, seed=0, batch_size=3_600, step=0)
+    _, counts = np.unique(index["image"].reshape(-1, 3), axis=0, return_counts=True)
     assert len(counts) == 6
     assert np.abs(counts - 200).max() < 60
 
 
 def test_the_order_is_pinned():
     # The same for all versions and machines: a resumed run continues the order it began with.
-    image, texture = index_batch(7, 3, seed=11, batch_size=9, step=2)
-    assert image.tolist() == [3, 5, 6, 2, 6, 0, 1, 4, 5]
-    assert texture.tolist() == [0, 1, 2, 1, 2, 0, 1, 2, 0]
+    index = index_batch(7, 3, seed=11, batch_size=9, step=2)
+    assert index["image"].tolist() == [3, 5, 6, 2, 6, 0, 1, 4, 5]
+    assert index["texture"].tolist() == [0, 1, 2, 1, 2, 0, 1, 2, 0]
 
 
 def test_one_image_and_one_texture():

@@ -27,8 +27,8 @@ class Batches(NamedTuple):
     Attributes:
       resident: arrays to copy to the device once: uint8 images (n, h, w, c) and textures
         (m, t, t, c'); empty if they are streamed.
-      stream: an endless iterator of {"image", "texture"} with the leading axes (steps, rows),
-        uint8 pixels or int32 indices into `resident`.
+      stream: an endless iterator of {"image", "texture"}, and "reserved" where images are, with
+        the leading axes (steps, rows), uint8 pixels or int32 indices into `resident`.
     """
 
     resident: dict[str, Stored]
@@ -107,6 +107,7 @@ def open_batches(
     steps: int,
     on_device: bool,
     rows: Sequence[int] | np.ndarray | None = None,
+    reserved: int = 0,
 ) -> Batches:
     """Opens the batches of a run.
 
@@ -118,6 +119,7 @@ def open_batches(
       steps: the number of batches in an element of the stream.
       on_device: yields indices instead of pixels.
       rows: the rows of each batch that this process needs (`sharding.local_rows`); None for all.
+      reserved: the number of images at the end that only the entry "reserved" shows.
     """
     stream = pipeline.batches(
         images,
@@ -129,5 +131,6 @@ def open_batches(
         by_index=on_device,
         num_threads=config.data.num_threads,
         rows=rows,
+        reserved=reserved,
     )
     return Batches({"image": images, "texture": textures} if on_device else {}, stream)

@@ -24,6 +24,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.errors import BadInput
+from data_pipelines.pipeline import ROWS_OF
 from data_pipelines.rows import Stored
 from pae_jax.config import Config
 from pae_jax.devices import hardware
@@ -237,7 +238,11 @@ def _replicate(mesh: Mesh) -> Any:
 
 def gather_resident(resident: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
     """Replaces indices into resident arrays by the rows; leaves other arrays as they are."""
-    return {name: resident[name][x] if name in resident else x for name, x in batch.items()}
+    source = {name: ROWS_OF.get(name, name) for name in batch}
+    return {
+        name: resident[source[name]][x] if source[name] in resident else x
+        for name, x in batch.items()
+    }
 
 
 def scan_steps(step: Step, count: int) -> Step:

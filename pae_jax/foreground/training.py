@@ -56,10 +56,10 @@ def train(
     state = params, _optimizer(steps).init(params)
     key = rng.stream_key(root, "foreground examples")
     for number in (bar := tqdm(range(steps), desc="foreground", delay=2, leave=False)):
-        rows, texture_rows = index_batch(
+        rows = index_batch(
             len(images), len(textures), seed=seed, batch_size=BATCH_SIZE, step=number
         )
-        batch = images[rows], labels[rows], textures[texture_rows]
+        batch = images[rows["image"]], labels[rows["image"]], textures[rows["texture"]]
         state, value = _step(state, batch, key, np.int32(number), steps=steps)
         if number % LOG_EVERY == 0 or number == steps - 1:
             bar.set_postfix(loss=f"{float(value):.3f}", refresh=False)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Key
 from pae_jax import anomaly_map, image_ops, objective, projection, rng, unet
 from pae_jax.config import Config, ModelConfig
 from pae_jax.config_schema import LEARNED_MAPS
-from pae_jax.corruption import CorruptedBatch
+from pae_jax.corruption import CorruptedBatch, Pair
 from pae_jax.methods.method import Images, Method, PerImage
 from pae_jax.methods.projection import bind_network, init_network
 from pae_jax.objective import Hyperparameters
@@ -95,20 +95,26 @@ def head_loss(
 
 def discrepancy_loss(
     params: Any,
-    batch: CorruptedBatch,
+    batch: CorruptedBatch | Pair,
     keys: Array,
     config: Config,
     step: Any,
     *,
     hyperparameters: Hyperparameters | None = None,
 ) -> tuple[PerImage, dict[str, Array]]:
-    """Returns the objective of f plus the loss of g on the reconstructions of f."""
+    """Returns the objective of f plus the loss of g on the reconstructions of f.
+
+    Of a pair, f is trained on the first examples and g on the second. An f reconstructs images
+    that it was trained on better than others, and g must not take that difference for a defect.
+    """
     f = bind_discrepancy(params, config)
-    value = objective.objective(f, batch, keys, config.objective, step, weights=hyperparameters)
+    own, shown = batch if isinstance(batch, Pair) else (batch, batch)
+    value = objective.objective(f, own, keys, config.objective, step, weights=hyperparameters)
+    reconstruction = value.reconstruction if shown is own else f(shown.corrupted)
     # g must not make f worse so that its own task becomes easier.
-    reconstruction = jax.lax.stop_gradient(value.reconstruction)
-    logit = head_logit(params, batch.corrupted, reconstruction, config)
-    loss = head_loss(logit, head_target(batch, config.head.changed), config.head.focal_gamma)
+    reconstruction = jax.lax.stop_gradient(reconstruction)
+    logit = head_logit(params, shown.corrupted, reconstruction, config)
+    loss = head_loss(logit, head_target(shown, config.head.changed), config.head.focal_gamma)
     return value.loss + loss, {**value.terms, "head": loss}
 
 
@@ -144,4 +150,5 @@ METHOD = Method(
     anomaly_map=discrepancy_map,
     reconstruct=bind_discrepancy,
     networks=networks,
+    reserved_fraction=lambda config: config.head.reserved_fraction,
 )

@@ -36,6 +36,8 @@ class Method(NamedTuple):
       networks: config → the networks through which an image passes to its map, one after another,
         if each value of the map follows from a neighbourhood in the image; then large images can
         be judged in tiles. None otherwise.
+      reserved_fraction: config → the fraction of the training images, by whole groups, that f
+        does not see. If it is not 0, the examples in training are a `corruption.Pair`.
       localises: True if the maps differ between pixels; otherwise pixel metrics are undefined.
       fixed_size: True if training and test images must have the same size.
       closed_form: True if `fit` is the whole training, so that no step is taken.
@@ -48,6 +50,7 @@ class Method(NamedTuple):
     reconstruct: Callable[[Any, Config], Callable[[Array], Array]] | None = None
     fit: Callable[[Any, Any, Config], Any] | None = None
     networks: Callable[[Config], tuple[ModelConfig, ...]] | None = None
+    reserved_fraction: Callable[[Config], float] = lambda config: 0.0
     localises: bool = True
     fixed_size: bool = False
     closed_form: bool = False

@@ -100,6 +100,7 @@ class Run:
             steps=self.steps_per_call(start),
             on_device=self.on_device,
             rows=rows,
+            reserved=self.data.reserved,
         )
 
     @contextlib.contextmanager
@@ -352,6 +353,7 @@ def open_images(config: Config) -> TrainingSplit:
         holdout_fraction=data.holdout_fraction,
         seed=config.train.seed,
         max_images=data.max_images,
+        reserved_fraction=methods.METHODS[config.method].reserved_fraction(config),
     )
 
 
