@@ -126,8 +126,9 @@ def open_training(
     if len(items) < 2:
         where = items[0].origin if items else spec.root or spec.source
         raise BadInput(f"{where}: {len(items)} training images, at least two needed")
+    asked_rule = _holdout_rule(spec, source)
     held_out_names, rule = holdout.held_out_items(
-        items, _holdout_rule(spec, source), fraction=holdout_fraction, seed=seed
+        items, asked_rule, fraction=holdout_fraction, seed=seed
     )
     files = checks.read_headers([(item.image, item.origin) for item in items])
     values = ranges.training_range(spec, files)
@@ -139,11 +140,7 @@ def open_training(
     reserved_names: set[str] = set()
     if reserved_fraction:
         reserved_names = holdout.reserved_items(
-            items,
-            _holdout_rule(spec, source),
-            held_out_names,
-            fraction=reserved_fraction,
-            seed=seed,
+            items, asked_rule, held_out_names, fraction=reserved_fraction, seed=seed
         )
     # The held-out images come last, so that both parts are slices of one memory-mapped array, and
     # the reserved ones before them.

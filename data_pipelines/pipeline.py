@@ -21,8 +21,10 @@ logging.get_absl_logger().addFilter(lambda record: "worker profiling" not in rec
 
 import grain  # noqa: E402 - after the filter
 
-# The array that holds the rows of an entry of a batch, where it is not of the same name.
-ROWS_OF = {"reserved": "image"}
+
+def source(entry: str) -> str:
+    """Returns the name of the array that holds the rows of an entry of a batch."""
+    return "image" if entry == "reserved" else entry
 
 
 def index_batch(
@@ -109,7 +111,7 @@ def batches(
         indices = {name: np.stack([draw[name] for draw in draws])[:, local] for name in draws[0]}
         if by_index:
             return {name: index.astype(np.int32) for name, index in indices.items()}
-        return {name: arrays[ROWS_OF.get(name, name)][index] for name, index in indices.items()}
+        return {name: arrays[source(name)][index] for name, index in indices.items()}
 
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
     # Grain has no endless range; this one is longer than any run.

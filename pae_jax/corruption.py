@@ -43,15 +43,18 @@ class CorruptedBatch(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """As many examples each for two networks, the first of which never sees the images of `second`.
+    """Holds equally many examples for two networks; f never sees the images of the second.
 
     Attributes:
-      first: for f.
-      second: of the images that are reserved for the second network.
+      first: the examples of f.
+      second: examples of the images that are reserved for the second network.
     """
 
     first: CorruptedBatch
     second: CorruptedBatch
+
+
+Examples = CorruptedBatch | Pair
 
 
 def corrupt(

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.errors import BadInput
-from data_pipelines.pipeline import ROWS_OF
+from data_pipelines.pipeline import source
 from data_pipelines.rows import Stored
 from pae_jax import train_step
 from pae_jax.config import Config
@@ -335,9 +335,8 @@ def _common_start(
 
 def _shift(batch: Mapping[str, np.ndarray], offsets: Mapping[str, int]) -> dict[str, np.ndarray]:
     """Adds to indices the row at which a member's data begin on its device."""
-    source = {name: ROWS_OF.get(name, name) for name in batch}
     return {
-        name: x + np.int32(offsets[source[name]]) if source[name] in offsets else x
+        name: x + np.int32(offsets[source(name)]) if source(name) in offsets else x
         for name, x in batch.items()
     }
 

@@ -107,7 +107,7 @@ def init_state(config: Config, key: Array) -> TrainState:
 
 def make_examples(
     batch: Batch, key: Array, step: Array | int, config: Config, *, first: Array | int = 0
-) -> corruption.CorruptedBatch | corruption.Pair:
+) -> corruption.Examples:
     """Augments, crops and corrupts stored images.
 
     Args:
@@ -209,7 +209,7 @@ def train_step(
     examples = make_examples(batch, key, state.step, config, first=first)
     probe_keys = rng.example_keys(rng.stream_key(key, "objective", state.step), count, first=first)
 
-    def loss(params: Any, part: tuple[Any, Array]) -> tuple[Array, Metrics]:
+    def loss(params: Any, part: tuple[corruption.Examples, Array]) -> tuple[Array, Metrics]:
         method = METHODS[config.method]
         value, terms = method.loss(params, *part, config, state.step, hyperparameters=values)
         return jnp.mean(value), {name: jnp.mean(term) for name, term in terms.items()}

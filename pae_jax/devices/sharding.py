@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.errors import BadInput
-from data_pipelines.pipeline import ROWS_OF
+from data_pipelines.pipeline import source
 from data_pipelines.rows import Stored
 from pae_jax.config import Config
 from pae_jax.devices import hardware
@@ -238,9 +238,8 @@ def _replicate(mesh: Mesh) -> Any:
 
 def gather_resident(resident: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
     """Replaces indices into resident arrays by the rows; leaves other arrays as they are."""
-    source = {name: ROWS_OF.get(name, name) for name in batch}
     return {
-        name: resident[source[name]][x] if source[name] in resident else x
+        name: resident[source(name)][x] if source(name) in resident else x
         for name, x in batch.items()
     }
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Key
 from pae_jax import anomaly_map, image_ops, objective, projection, rng, unet
 from pae_jax.config import Config, ModelConfig
 from pae_jax.config_schema import LEARNED_MAPS
-from pae_jax.corruption import CorruptedBatch, Pair
+from pae_jax.corruption import CorruptedBatch, Examples, Pair
 from pae_jax.methods.method import Images, Method, PerImage
 from pae_jax.methods.projection import bind_network, init_network
 from pae_jax.objective import Hyperparameters
@@ -95,7 +95,7 @@ def head_loss(
 
 def discrepancy_loss(
     params: Any,
-    batch: CorruptedBatch | Pair,
+    batch: Examples,
     keys: Array,
     config: Config,
     step: Any,
