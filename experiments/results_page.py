@@ -2,14 +2,18 @@
 
 import functools
 import itertools
+import json
 import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data_pipelines.errors import BadInput
+from pae_jax.config import Config
 from pae_jax.config_schema import SCHEMA
 
+# As JSON, like the configs of the records. A default added later keeps what runs did before.
+DEFAULTS = json.loads(json.dumps(Config().to_dict()))
 COLUMNS = {
     "image_auroc_sum": "image AUROC sum",
     "image_auroc_max": "image AUROC max",
@@ -124,7 +128,7 @@ def group_runs(records: Mapping[str, Mapping[str, Any]]) -> list[Group]:
     """Returns the runs of records by name, grouped where they differ by their seed alone."""
     by_key: dict[str, list[Run]] = {}
     for run in [_run(name, record) for name, record in sorted(records.items())]:
-        config = run.record["config"]
+        config = _completed(run.record["config"], DEFAULTS)
         train = {key: value for key, value in config["train"].items() if key != "seed"}
         images = run.record["data"]["fingerprint"]
         key = repr([run.category, run.baseline, images, _sorted({**config, "train": train})])
@@ -145,6 +149,15 @@ def group_runs(records: Mapping[str, Mapping[str, Any]]) -> list[Group]:
             label += f" ({', '.join(run.name for run in members)})"
         groups.append(Group(label, category, baseline, tuple(members)))
     return sorted(groups, key=lambda group: (group.category, group.baseline, group.label))
+
+
+def _completed(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config with the defaults of keys that did not exist at the time of the run."""
+    return {**defaults, **config} | {
+        key: _completed(config[key], default)
+        for key, default in defaults.items()
+        if isinstance(default, Mapping) and key in config
+    }
 
 
 def _sorted(value: Any) -> Any:

@@ -101,6 +101,15 @@ def test_runs_of_other_configurations_have_their_own_rows(results_page):
     assert "**tile (tile--seed2)**" in results_page.render(records, {})
 
 
+def test_a_key_that_is_newer_than_a_run_has_its_default_there(results_page):
+    """Else the seeds of one recipe would be two recipes as soon as the config grows by a key."""
+    records = {"tile": synthetic(0.8), "tile--seed1": synthetic(0.9, seed=1)}
+    records["tile--seed1"]["config"]["head"] = {"reserved_fraction": 0.0}
+    assert "**tile**, 2 seeds" in results_page.render(records, {})
+    records["tile--seed1"]["config"]["head"]["reserved_fraction"] = 0.3
+    assert "**tile (tile--seed1)**" in results_page.render(records, {})
+
+
 def test_missed_goals_are_marked(results_page):
     goals = {"image_auroc": 0.85, "pixel_auroc": 0.8, "pixel_ap": 0.9}
     peers = {"PCA": {"image_auroc_max": 0.642, "pixel_ap": 0.098}}
