@@ -8,12 +8,15 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from flax import traverse_util
+
 from data_pipelines.errors import BadInput
 from pae_jax.config import Config
 from pae_jax.config_schema import SCHEMA
 
-# As JSON, like the configs of the records. A default added later keeps what runs did before.
-DEFAULTS = json.loads(json.dumps(Config().to_dict()))
+# A record lacks the keys that are newer than its run, whose defaults keep what the run did. The
+# values pass through JSON, because those of the records did.
+DEFAULTS = traverse_util.flatten_dict(json.loads(json.dumps(Config().to_dict())))
 COLUMNS = {
     "image_auroc_sum": "image AUROC sum",
     "image_auroc_max": "image AUROC max",
@@ -128,10 +131,10 @@ def group_runs(records: Mapping[str, Mapping[str, Any]]) -> list[Group]:
     """Returns the runs of records by name, grouped where they differ by their seed alone."""
     by_key: dict[str, list[Run]] = {}
     for run in [_run(name, record) for name, record in sorted(records.items())]:
-        config = _completed(run.record["config"], DEFAULTS)
-        train = {key: value for key, value in config["train"].items() if key != "seed"}
+        settings = DEFAULTS | traverse_util.flatten_dict(run.record["config"])
+        del settings["train", "seed"]
         images = run.record["data"]["fingerprint"]
-        key = repr([run.category, run.baseline, images, _sorted({**config, "train": train})])
+        key = repr([run.category, run.baseline, images, sorted(settings.items())])
         by_key.setdefault(key, []).append(run)
     names = [(group[0].category, group[0].baseline) for group in by_key.values()]
     groups = []
@@ -149,22 +152,6 @@ def group_runs(records: Mapping[str, Mapping[str, Any]]) -> list[Group]:
             label += f" ({', '.join(run.name for run in members)})"
         groups.append(Group(label, category, baseline, tuple(members)))
     return sorted(groups, key=lambda group: (group.category, group.baseline, group.label))
-
-
-def _completed(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a config with the defaults of keys that did not exist at the time of the run."""
-    return {**defaults, **config} | {
-        key: _completed(config[key], default)
-        for key, default in defaults.items()
-        if isinstance(default, Mapping) and key in config
-    }
-
-
-def _sorted(value: Any) -> Any:
-    """Returns nested mappings in the order of their keys."""
-    if isinstance(value, Mapping):
-        return {key: _sorted(value[key]) for key in sorted(value)}
-    return value
 
 
 def _remarks(text: str, headings: set[str]) -> dict[str, str]:
