@@ -1,6 +1,7 @@
-"""Operations on images: conversion, cropping, resampling, pixel blocks and padding."""
+"""Operations on images: conversion, crops and windows, resampling, pixel blocks and padding."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,62 @@ def crop(
     top, left = jax.random.randint(key, (2,), 0, positions)
     # Slices of Python need static positions, and this position is traced.
     return jax.lax.dynamic_slice(image, (top, left, 0), (*shape, image.shape[2]))
+
+
+def window_starts(size: int, side: int) -> list[int]:
+    """Returns the first pixels of windows along an axis, evenly spaced, that cover it.
+
+    Neighbours overlap by half of their side or more.
+
+    Args:
+      size: that of the axis.
+      side: that of a window, at most `size`.
+    """
+    count = 1 + math.ceil((size - side) / max(1, side // 2))
+    return [round(i * (size - side) / max(1, count - 1)) for i in range(count)]
+
+
+def tent(size: int) -> Float[np.ndarray, " size"]:
+    """Returns weights in (0, 1] that fall linearly from the middle to both ends."""
+    position = np.arange(size, dtype=np.float32) + 0.5
+    return np.minimum(position, size - position) * (2 / size)
+
+
+def apply_in_windows(
+    function: Callable[[Array], Array], images: Float[Array, "b h w c"], shape: tuple[int, int]
+) -> Float[Array, "b h w"]:
+    """Applies a function to windows of images, and returns the weighted mean of its maps.
+
+    The windows overlap by half of their side or more; a map counts most in the middle of its
+    window. An axis that is no longer than a window is taken whole.
+
+    Args:
+      function: maps images (n, height, width, c) to maps (n, height, width).
+      images: of any size.
+      shape: (height, width) of a window.
+    """
+    sizes = images.shape[1:3]
+    shape = min(shape[0], sizes[0]), min(shape[1], sizes[1])
+    corners = [
+        (top, left)
+        for top in window_starts(sizes[0], shape[0])
+        for left in window_starts(sizes[1], shape[1])
+    ]
+    if len(corners) == 1:
+        return function(images)
+    windows = jnp.stack(
+        [images[:, top : top + shape[0], left : left + shape[1]] for top, left in corners]
+    )
+    # One batch of all windows, so that the network is compiled once.
+    maps = function(windows.reshape(-1, *windows.shape[2:])).reshape(*windows.shape[:4])
+    weight = np.outer(tent(shape[0]), tent(shape[1]))[np.newaxis]
+    total, weights = jnp.zeros(()), np.zeros(())
+    for part, (top, left) in zip(maps, corners, strict=True):
+        rows = top, sizes[0] - top - shape[0]
+        place = (0, 0), rows, (left, sizes[1] - left - shape[1])
+        total = total + jnp.pad(weight * part, place)
+        weights = weights + np.pad(weight, place)
+    return total / weights
 
 
 def resample(

@@ -117,6 +117,27 @@ def test_maps(params):
     np.testing.assert_array_equal(learned.reconstruction, theirs.reconstruction)
 
 
+def test_g_sees_windows_of_the_training_size(params):
+    """Its norm takes the statistics of a window, whatever lies elsewhere in the image."""
+    small = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, crop_size=8))
+    x, reconstruction = (jnp.float32(RNG.random((2, SIDE, SIDE, 3))) for _ in range(2))
+    logit = discrepancy.head_logit(params, x, reconstruction, small)
+    # By hand, with loops over windows at 0, 4 and 8.
+    weight = 1 - np.abs(np.arange(8) - 3.5) / 4
+    total, weights = np.zeros((2, SIDE, SIDE)), np.zeros((SIDE, SIDE))
+    for top in (0, 4, 8):
+        for left in (0, 4, 8):
+            part = np.s_[:, top : top + 8, left : left + 8]
+            alone = discrepancy.head_logit(params, x[part], reconstruction[part], small)
+            total[part] += np.outer(weight, weight) * np.asarray(alone)
+            weights[part[1:]] += np.outer(weight, weight)
+    np.testing.assert_allclose(logit, total / weights, rtol=1e-4, atol=1e-5)
+    # A corner that only one window sees does not change with the opposite one.
+    changed = discrepancy.head_logit(params, x.at[:, 8:, 8:].set(1), reconstruction, small)
+    np.testing.assert_allclose(changed[:, :4, :4], logit[:, :4, :4], atol=1e-6)
+    assert np.abs(changed - logit).max() > 1e-3
+
+
 def test_the_mean_map_over_symmetries(params):
     """It is the mean of the maps that are turned back, so a turned image has the turned map."""
     x = examples().corrupted

@@ -231,7 +231,7 @@ def test_blending_keeps_agreeing_maps_and_measures_others():
     # From the first tile to the second the weights change linearly, with a sum of 1 or less.
     np.testing.assert_array_equal(values[:, :12], 0)
     np.testing.assert_array_equal(values[:, 24:], 1)
-    left, right = stitching._tent(24)[12:], stitching._tent(24)[:12]
+    left, right = image_ops.tent(24)[12:], image_ops.tent(24)[:12]
     np.testing.assert_allclose(values[7, 12:24], right / (left + right), rtol=1e-6)
 
 

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from pae_jax import image_ops
+
 
 class Plan(NamedTuple):
     """How an image is divided.
@@ -71,8 +73,7 @@ def spans_with_halo(size: int, side: int, halo: int, grid: int) -> list[Span]:
 def overlapping_spans(size: int, side: int) -> list[Span]:
     """Returns tiles along an axis, evenly spaced, that overlap by half of their side or more."""
     side = min(side, size)
-    count = 1 + math.ceil((size - side) / max(1, side // 2))
-    starts = [round(i * (size - side) / max(1, count - 1)) for i in range(count)]
+    starts = image_ops.window_starts(size, side)
     return [Span(start, start + side, start, start + side) for start in starts]
 
 
@@ -109,7 +110,8 @@ def stitch(
             if found is not None and part is not None:
                 found[taken] = part[inside]
             continue
-        weight = _tent(row.stop - row.start)[:, None] * _tent(column.stop - column.start)
+        sides = row.stop - row.start, column.stop - column.start
+        weight = np.outer(*map(image_ops.tent, sides))
         before = weights[taken] > 0
         if before.any():
             known = values[taken][before] / weights[taken][before]
@@ -153,9 +155,3 @@ def _computed(
             for i, tile in enumerate(running[0]):
                 yield tile, None if parts is None else parts[i], maps[i]
         running = started
-
-
-def _tent(size: int) -> Float[np.ndarray, " size"]:
-    """Returns weights in (0, 1] that fall linearly from the middle to both ends."""
-    position = np.arange(size, dtype=np.float32) + 0.5
-    return np.minimum(position, size - position) * (2 / size)

@@ -59,12 +59,20 @@ def head_model(config: Config) -> ModelConfig:
 def head_logit(
     params: Any, x: Images, reconstruction: Images, config: Config
 ) -> Float[Array, "b h w"]:
-    """Returns g([x, f(x), x − f(x)]), the logit that a pixel was changed."""
+    """Returns g([x, f(x), x − f(x)]), the logit that a pixel was changed.
+
+    g is applied to windows of the size of its training images: its group norm takes the statistics
+    of all that it sees, and those of a whole image are not those of a crop.
+    """
     model = head_model(config)
+
+    def g(pair: Array) -> Array:
+        with unet.product_precision(model):
+            logit: Any = unet.UNet(model, outputs=1).apply(params["g"], pair)
+        return logit[..., 0]
+
     pair = jnp.concatenate([x, reconstruction, x - reconstruction], axis=-1)
-    with unet.product_precision(model):
-        logit: Any = unet.UNet(model, outputs=1).apply(params["g"], pair)
-    return logit[..., 0]
+    return image_ops.apply_in_windows(g, pair, config.data.train_shape)
 
 
 def head_target(batch: CorruptedBatch, changed: float) -> Float[Array, "b h w"]:
