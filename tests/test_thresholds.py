@@ -12,9 +12,11 @@ import pytest
 import runs
 from data_pipelines.errors import BadInput, CannotWrite
 from pae_jax import main, predict, train
+from pae_jax.anomaly_map import Calibration
+from pae_jax.config import EvalConfig
 from pae_jax.config_schema import RENAMED
 from pae_jax.detection import HeldOut, choose_thresholds
-from pae_jax.workdir import files, thresholds, trained_model
+from pae_jax.workdir import calibration, files, thresholds, trained_model
 
 # Settings that no score depends on, or by which a threshold is chosen when it is read.
 FREE = (
@@ -66,6 +68,29 @@ def test_the_settings_of_the_chosen_application_count():
         object.__setattr__(settings, "apply", apply)
         own = set(thresholds.dependencies(settings)) - set(thresholds._ALWAYS)
         assert own == keys
+
+
+def test_what_is_stored_of_a_map_before_it_changed_is_not_used(tmp_path):
+    """Statistics of other values would judge the maps of this version without a word."""
+    settings = EvalConfig(anomaly_map="ssim+logit@0.5", calibration="all")
+    scores = {name: [1.0, 2.0, 3.0] for name in ("sum", "max", "topk")}
+    held_out = HeldOut(scores, [1.0, 2.0, 3.0])
+    calibrated = Calibration(*np.ones((2, 4, 4, 2), np.float32))
+    params, step = {"w": np.ones(2)}, 3
+    thresholds.write(tmp_path, params, step, settings, held_out)
+    calibration.write(tmp_path, params, step, settings, calibrated, images=3)
+    assert thresholds.read(tmp_path, params, step, settings)
+    assert calibration.read(tmp_path, params, step, settings, (4, 4))
+
+    revisions = thresholds._REVISIONS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(revisions, "logit", revisions["logit"] + 1)
+        assert thresholds.read(tmp_path, params, step, settings) is None
+        assert calibration.read(tmp_path, params, step, settings, (4, 4)) is None
+        # Those of a map that did not change stay valid.
+        patch.setitem(revisions, "logit", revisions["logit"] - 1)
+        patch.setitem(revisions, "mse", 5)
+        assert thresholds.read(tmp_path, params, step, settings)
 
 
 def test_training_ends_with_the_thresholds_of_the_evaluation(trained, tmp_path):

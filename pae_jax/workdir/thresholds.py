@@ -36,14 +36,20 @@ _ONLY_WITH = {
     "iterate": ("iterations",),
     "fixed_point": ("solver", "fixed_point_tolerance", "max_steps"),
 }
+# Maps of which a version of the package changed the values, each with the number of changes. What
+# is stored of the maps before a change is not used, but measured again.
+_REVISIONS = {"learned": 1, "logit": 1}  # g in windows of its training size
 
 
 def dependencies(settings: EvalConfig) -> dict[str, Any]:
-    """Returns the settings that the scores of an image depend on."""
+    """Returns what the scores of an image depend on: settings, and revisions of the maps."""
     keys = (*_ALWAYS, *_ONLY_WITH[settings.apply])
     if settings.calibration != "none":  # so that files from before this key stay valid
         keys += ("calibration",)
-    return {key: getattr(settings, key) for key in keys}
+    names = {part.name for part in settings.parts}
+    revisions = {name: number for name, number in _REVISIONS.items() if name in names}
+    chosen = {key: getattr(settings, key) for key in keys}
+    return chosen | ({"revisions": revisions} if revisions else {})
 
 
 def identify(params: Any, step: int) -> dict[str, Any]:
