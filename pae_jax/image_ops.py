@@ -102,8 +102,8 @@ def apply_in_windows(
     weight = np.outer(tent(shape[0]), tent(shape[1]))[np.newaxis]
     total, weights = jnp.zeros(()), np.zeros(())
     for part, (top, left) in zip(maps, corners, strict=True):
-        rows = top, sizes[0] - top - shape[0]
-        place = (0, 0), rows, (left, sizes[1] - left - shape[1])
+        below, right = sizes[0] - top - shape[0], sizes[1] - left - shape[1]
+        place = (0, 0), (top, below), (left, right)
         total = total + jnp.pad(weight * part, place)
         weights = weights + np.pad(weight, place)
     return total / weights

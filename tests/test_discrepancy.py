@@ -122,7 +122,7 @@ def test_g_sees_windows_of_the_training_size(params):
     small = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, crop_size=8))
     x, reconstruction = (jnp.float32(RNG.random((2, SIDE, SIDE, 3))) for _ in range(2))
     logit = discrepancy.head_logit(params, x, reconstruction, small)
-    # By hand, with loops over windows at 0, 4 and 8.
+    # The expected map is a loop over windows that start at 0, 4 and 8.
     weight = 1 - np.abs(np.arange(8) - 3.5) / 4
     total, weights = np.zeros((2, SIDE, SIDE)), np.zeros((SIDE, SIDE))
     for top in (0, 4, 8):
@@ -132,7 +132,7 @@ def test_g_sees_windows_of_the_training_size(params):
             total[part] += np.outer(weight, weight) * np.asarray(alone)
             weights[part[1:]] += np.outer(weight, weight)
     np.testing.assert_allclose(logit, total / weights, rtol=1e-4, atol=1e-5)
-    # A corner that only one window sees does not change with the opposite one.
+    # The first corner lies in windows that do not see the opposite quarter.
     changed = discrepancy.head_logit(params, x.at[:, 8:, 8:].set(1), reconstruction, small)
     np.testing.assert_allclose(changed[:, :4, :4], logit[:, :4, :4], atol=1e-6)
     assert np.abs(changed - logit).max() > 1e-3

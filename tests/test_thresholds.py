@@ -87,7 +87,7 @@ def test_what_is_stored_of_a_map_before_it_changed_is_not_used(tmp_path):
         patch.setitem(revisions, "logit", revisions["logit"] + 1)
         assert thresholds.read(tmp_path, params, step, settings) is None
         assert calibration.read(tmp_path, params, step, settings, (4, 4)) is None
-        # Those of a map that did not change stay valid.
+        # The file stays valid when another map changes.
         patch.setitem(revisions, "logit", revisions["logit"] - 1)
         patch.setitem(revisions, "mse", 5)
         assert thresholds.read(tmp_path, params, step, settings)

@@ -36,8 +36,8 @@ _ONLY_WITH = {
     "iterate": ("iterations",),
     "fixed_point": ("solver", "fixed_point_tolerance", "max_steps"),
 }
-# Maps of which a version of the package changed the values, each with the number of changes. What
-# is stored of the maps before a change is not used, but measured again.
+# A version of the package changed the values of these maps, as many times as the number says.
+# Statistics from before a change are not used; they are measured again.
 _REVISIONS = {"learned": 1, "logit": 1}  # g in windows of its training size
 
 
