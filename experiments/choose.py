@@ -131,9 +131,7 @@ def read_recipes(root: Path, names: Sequence[str] = ()) -> dict[str, dict[Cell, 
     for group in results_page.group_runs(wanted):
         found = by_recipe.setdefault(group.baseline, {})
         if group.category in found and (not names or group.baseline in names):
-            raise BadInput(
-                f"docs/results: {group.category}--{group.baseline} has runs of several configs"
-            )
+            raise BadInput(_several(found[group.category].runs[0], group.runs[0]))
         found[group.category] = group
     for name in names:
         missing = [c for c in CATEGORIES if c not in by_recipe.get(name, {})]
@@ -144,6 +142,15 @@ def read_recipes(root: Path, names: Sequence[str] = ()) -> dict[str, dict[Cell, 
         for recipe, groups in sorted(by_recipe.items())
         if set(groups) == set(CATEGORIES) and (not names or recipe in names)
     }
+
+
+def _several(first: results_page.Run, second: results_page.Run) -> str:
+    one, other = (results_page.settings_of(run.record) for run in (first, second))
+    keys = [".".join(key) for key in one | other if one.get(key) != other.get(key)]
+    return (
+        f"docs/results: {first.name} and {second.name} are of one recipe but differ in "
+        f"{', '.join(keys)}; name one of them otherwise, or run it again"
+    )
 
 
 def table(recipes: Mapping[str, Mapping[Cell, Measured]]) -> str:

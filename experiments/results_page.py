@@ -127,14 +127,18 @@ def _run(name: str, record: Mapping[str, Any]) -> Run:
     return Run(name, category, "--".join(rest), record)
 
 
+def settings_of(record: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    """Returns what two runs that differ by their seed alone have in common: config and images."""
+    settings = DEFAULTS | traverse_util.flatten_dict(record["config"])
+    del settings["train", "seed"]
+    return settings | {("data", "fingerprint"): record["data"]["fingerprint"]}
+
+
 def group_runs(records: Mapping[str, Mapping[str, Any]]) -> list[Group]:
     """Returns the runs of records by name, grouped where they differ by their seed alone."""
     by_key: dict[str, list[Run]] = {}
     for run in [_run(name, record) for name, record in sorted(records.items())]:
-        settings = DEFAULTS | traverse_util.flatten_dict(run.record["config"])
-        del settings["train", "seed"]
-        images = run.record["data"]["fingerprint"]
-        key = repr([run.category, run.baseline, images, sorted(settings.items())])
+        key = repr([run.category, run.baseline, sorted(settings_of(run.record).items())])
         by_key.setdefault(key, []).append(run)
     names = [(group[0].category, group[0].baseline) for group in by_key.values()]
     groups = []

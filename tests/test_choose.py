@@ -90,3 +90,14 @@ def test_without_intervals_one_line_says_what_to_do(choose, tmp_path, capsys):
         write(tmp_path, f"{category}--a", content)
     assert choose.main([], tmp_path) == 2
     assert "no interval of pixel_auroc; evaluate with" in capsys.readouterr().err
+
+
+def test_runs_of_several_configs_name_the_key(choose, tmp_path, capsys):
+    for category in choose.CATEGORIES:
+        write(tmp_path, f"{category}--a", record(0.5))
+    other = record(0.6, seed=1)
+    other["config"]["eval"]["symmetries"] = True
+    write(tmp_path, "elpv--a--seed1", other)
+    assert choose.main(["a"], tmp_path) == 2
+    error = capsys.readouterr().err
+    assert "elpv--a and elpv--a--seed1" in error and "differ in eval.symmetries;" in error
