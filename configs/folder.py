@@ -14,7 +14,9 @@ parts is set beside it:
     there are fewer than 40              data.holdout_fraction=0.2
     a quarter of the time is enough      train.steps=2500
 
-No augmentation is the default, because a flip may itself be a defect.
+No augmentation is the default, because a flip may itself be a defect. At its start the training
+prints a hint where the images are grey, lie in place or lose their shape, and the config does not
+say so.
 """
 
 from ml_collections import ConfigDict

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines import checks, decode, holdout, ranges, value_range
+from data_pipelines import checks, decode, facts, holdout, ranges, value_range
 from data_pipelines.cache import cached, content_key, parallel
 from data_pipelines.checks import File
 from data_pipelines.errors import BadInput
@@ -51,6 +51,7 @@ class TrainingSplit(NamedTuple):
       value_range: the values that became 0 and 255 in images of more than 8 bits; None if there
         are none. Test images and new images need the same.
       holdout_rule: the rule of `holdout` by which images were held out together.
+      aspect_ratio: width over height of the files, the median.
     """
 
     images: np.ndarray
@@ -63,6 +64,7 @@ class TrainingSplit(NamedTuple):
     earlier_fingerprint: str
     value_range: Range | None
     holdout_rule: str
+    aspect_ratio: float
 
 
 class TestSplit(NamedTuple):
@@ -179,6 +181,7 @@ def open_training(
         earlier_fingerprint=earlier_fingerprint,
         value_range=values,
         holdout_rule=rule,
+        aspect_ratio=facts.aspect_ratio([file.shape for file in files]),
     )
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from data_pipelines import facts
 from data_pipelines.errors import printable
 from pae_jax import methods, train_step
 from pae_jax.config import Config
@@ -373,8 +374,23 @@ def _log_start(runs: Sequence[Run], trainer: Trainer, start: int, state: Any) ->
     rule = f"data.holdout_groups={run.config.data.holdout_groups}: {run.data.holdout_rule}"
     _logger.info("images: %s for training, %s held out (%s); %s", training, held_out, rule, storage)
     _logger.info("steps per call: %d; %s", run.steps_per_call(start), resumed)
+    if not start:
+        for hint in _hints(run):
+            _logger.info("hint: %s", hint)
     if start < steps:
         _logger.info("compiling the training step (a minute or so on a CPU)")
+
+
+def _hints(run: Run) -> Iterator[str]:
+    """Yields a line for each fact that the training images show and the config does not state."""
+    config, data = run.config, run.data
+    position = config.eval.calibration == "position"
+    return facts.hints(
+        data.images,
+        data.aspect_ratio,
+        grey=config.model.grey,
+        by_position=position or not methods.METHODS[config.method].localises,
+    )
 
 
 def _format_range(counts: Sequence[int]) -> str:
