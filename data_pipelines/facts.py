@@ -14,8 +14,8 @@ import numpy as np
 _IN_PLACE = 0.9
 # A circle that becomes an ellipse of this ratio of its axes is still taken for undistorted.
 _DISTORTION = 1.25
-# The images that are looked at.
-_IMAGES = 64
+# The images that are looked at, and the largest side at which they are.
+_IMAGES, _SIDE = 64, 256
 # The sides of a hint, which suit every shipped network.
 _MULTIPLE = 16
 
@@ -44,7 +44,11 @@ def share_by_place(images: np.ndarray) -> float:
     """
     if len(images) < 2:
         return 0.0
-    few = images[:: math.ceil(len(images) / _IMAGES)] if len(images) > _IMAGES else images
+    every, step = (
+        math.ceil(most / limit)
+        for most, limit in ((len(images), _IMAGES), (max(images.shape[1:3]), _SIDE))
+    )
+    few = images[::every, ::step, ::step]
     values = np.stack([image.mean(axis=-1, dtype=np.float32) for image in few])
     values -= values.mean(axis=(1, 2), keepdims=True)
     within = float(values.var(axis=0, ddof=1).mean())

@@ -35,6 +35,11 @@ def test_images_that_share_nothing_have_no_share(n):
     assert facts.share_by_place(images) < 0.05
 
 
+def test_large_images_are_sampled():
+    large = in_place(130).repeat(16, axis=1).repeat(16, axis=2)[:, :500, :999]
+    assert facts.share_by_place(large) > 0.95
+
+
 def test_moved_parts_do_not_lie_in_place():
     assert facts.share_by_place(in_place(40, shift=31)) < 0.2
 
