@@ -11,6 +11,7 @@ parts is set beside it:
     they lie in the same place always    eval.calibration=position
     the images are grey                  model.grey=True
     the images are not square            data.height=192, data.width=448
+    a surface or cell fills the frame    data.size=128, so that it is seen whole
     there are fewer than 40              data.holdout_fraction=0.2
     a quarter of the time is enough      train.steps=2500
 

@@ -18,11 +18,12 @@ FACTS: dict[str, Mapping[str, Any]] = {
     # It lies at any angle, and a mirrored thread is left-handed. Angles other than quarter turns
     # would resample the image and cut off its corners.
     "mvtec_screw": {"data.augmentation": "quarter_turns", "model.grey": True},
-    # The photographs are smaller than 256². They have no up and down.
-    "magnetic_tile": {"data.size": 192, "data.augmentation": "flips", "model.grey": True},
+    # The surface fills the frame, and a strip of another grind is told only beside the rest. It has
+    # no up and down.
+    "magnetic_tile": {"data.size": 128, "data.augmentation": "flips", "model.grey": True},
     # Camera and part do not move.
     "ball_screw": {"data.height": 192, "data.width": 448, "eval.calibration": "position"},
-    # Needs no data.root. The brightness of a cell depends on the current and the exposure.
+    # Needs no data.root. A cell fills the frame. Its brightness depends on current and exposure.
     "elpv": {
         "data.source": "elpv",
         "data.size": 128,
