@@ -44,12 +44,9 @@ def share_by_place(images: np.ndarray) -> float:
     """
     if len(images) < 2:
         return 0.0
-    every, step = (
-        math.ceil(most / limit)
-        for most, limit in ((len(images), _IMAGES), (max(images.shape[1:3]), _SIDE))
-    )
-    few = images[::every, ::step, ::step]
-    values = np.stack([image.mean(axis=-1, dtype=np.float32) for image in few])
+    every = math.ceil(len(images) / _IMAGES)
+    step = math.ceil(max(images.shape[1:3]) / _SIDE)
+    values = images[::every, ::step, ::step].mean(axis=-1, dtype=np.float32)
     values -= values.mean(axis=(1, 2), keepdims=True)
     within = float(values.var(axis=0, ddof=1).mean())
     between = max(float(values.mean(axis=0).var()) - within / len(values), 0.0)
@@ -71,13 +68,7 @@ def _to_multiple(side: float) -> int:
     return max(_MULTIPLE * round(side / _MULTIPLE), _MULTIPLE)
 
 
-def hints(
-    images: np.ndarray,
-    ratio: float,
-    *,
-    grey: bool,
-    by_position: bool,
-) -> Iterator[str]:
+def hints(images: np.ndarray, ratio: float, *, grey: bool, by_position: bool) -> Iterator[str]:
     """Yields a line for each fact that the images show and the config does not state.
 
     Args:

@@ -20,7 +20,7 @@ def in_place(n, shift=0, noise=4, exposure=0):
 
 
 def test_the_share_of_the_place_is_that_of_the_made_variance():
-    # The motif has the variance of a uniform distribution over 176 values.
+    # The motif varies with the place alone, the noise has a standard deviation of 30.
     expected = MOTIF.var() / (MOTIF.var() + 30**2)
     assert facts.share_by_place(in_place(40, noise=30)) == pytest.approx(expected, abs=0.02)
 
