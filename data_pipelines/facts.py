@@ -75,7 +75,7 @@ def hints(images: np.ndarray, ratio: float, *, grey: bool, by_position: bool) ->
       images: uint8 (n, h, w, c), the training images at the network's size; one channel
         where every file is grey.
       ratio: see `aspect_ratio`, of the files.
-      grey: the config states that they are grey.
+      grey: the config states that they are grey, or its method cannot use that.
       by_position: it states that they lie in place, or its method cannot use that.
     """
     height, width = images.shape[1:3]

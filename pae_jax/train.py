@@ -384,12 +384,14 @@ def _log_start(runs: Sequence[Run], trainer: Trainer, start: int, state: Any) ->
 def _hints(run: Run) -> Iterator[str]:
     """Yields a line for each fact that the training images show and the config does not state."""
     config, data = run.config, run.data
-    position = config.eval.calibration == "position"
+    method = methods.METHODS[config.method]
+    in_place = config.eval.calibration == "position"
     return facts.hints(
         data.images,
         data.aspect_ratio,
-        grey=config.model.grey,
-        by_position=position or not methods.METHODS[config.method].localises,
+        # Only a trained network tints what it paints.
+        grey=config.model.grey or method.closed_form or not method.localises,
+        by_position=in_place or not method.localises,
     )
 
 
