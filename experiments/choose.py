@@ -4,8 +4,9 @@
 
 Reads docs/results/CATEGORY--RECIPE[--seedN]/record.json of the development categories and prints
 the ranks as a table in Markdown. Without names every recipe that has a run of each category takes
-part. The last row of the table is the recipe that the other three categories would have chosen:
-it says what the choice is worth on a category that nobody has tuned on.
+part; "reported" names the runs CATEGORY[--seedN]. The last row of the table is the recipe that the
+other three categories would have chosen: it says what the choice is worth on a category that nobody
+has tuned on.
 
 Test images of the development categories choose the recipe, openly. Those of other categories are
 not read for it.
@@ -27,6 +28,7 @@ from pae_jax.workdir import files
 ROOT = Path(__file__).parents[1]
 CATEGORIES = ("mvtec_screw", "magnetic_tile", "ball_screw", "elpv")
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_aupro")
+_REPORTED = "reported"
 
 Cell = tuple[str, str]  # category and metric
 
@@ -136,7 +138,8 @@ def read_recipes(root: Path, names: Sequence[str] = ()) -> dict[str, dict[Cell, 
     for name in names:
         missing = [c for c in CATEGORIES if c not in by_recipe.get(name, {})]
         if missing:
-            raise BadInput(f"docs/results: no run {', '.join(f'{c}--{name}' for c in missing)}")
+            runs = (f"{category}--{name}" if name else category for category in missing)
+            raise BadInput(f"docs/results: no run {', '.join(runs)}")
     return {
         recipe: {cell: x for group in groups.values() for cell, x in measured(group).items()}
         for recipe, groups in sorted(by_recipe.items())
@@ -163,11 +166,11 @@ def table(recipes: Mapping[str, Mapping[Cell, Measured]]) -> str:
             f"{recipes[names[i]][cell].value:.3f} ({rank[i]:g})"
             for cell, rank in choice.ranks.items()
         ]
-        rows.append([names[i] or "reported", f"{choice.means[i]:.2f}", *values])
+        rows.append([names[i] or _REPORTED, f"{choice.means[i]:.2f}", *values])
     left_out = []
     for cell in choice.ranks:
         chosen = names[choice.without[cell[0]]] if choice.without else names[0]
-        left_out.append(f"{recipes[chosen][cell].value:.3f} [{chosen or 'reported'}]")
+        left_out.append(f"{recipes[chosen][cell].value:.3f} [{chosen or _REPORTED}]")
     rows.append(["chosen by the other categories", "", *left_out])
     return results_page.table(["recipe", "mean rank", *columns], rows)
 
@@ -184,8 +187,9 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     )
     parser.add_argument("recipes", nargs="*", metavar="RECIPE")
     options = parser.parse_args(argv)
+    names = ["" if name == _REPORTED else name for name in options.recipes]
     try:
-        print(table(read_recipes(root / "docs/results", options.recipes)))
+        print(table(read_recipes(root / "docs/results", names)))
     except BadInput as error:
         print(f"choose.py: {error}", file=sys.stderr)
         return 2

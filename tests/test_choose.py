@@ -74,6 +74,19 @@ def test_the_command(choose, tmp_path, capsys):
     assert "no run mvtec_screw--half" in capsys.readouterr().err
 
 
+def test_the_reported_recipe_has_a_name(choose, tmp_path, capsys):
+    for category in choose.CATEGORIES:
+        write(tmp_path, f"{category}--good", record(0.8))
+    assert choose.main(["reported", "good"], tmp_path) == 2
+    assert "no run mvtec_screw, magnetic_tile," in capsys.readouterr().err
+    for category in choose.CATEGORIES:
+        write(tmp_path, category, record(0.7))
+        write(tmp_path, f"{category}--third", record(0.9))
+    assert choose.main(["reported", "good"], tmp_path) == 0
+    table = capsys.readouterr().out
+    assert "| reported | 2.00 |" in table and "third" not in table
+
+
 def test_the_spread_of_the_seeds_is_noise(choose, tmp_path):
     for category in choose.CATEGORIES:
         for seed, value in enumerate((0.5, 0.7)):
