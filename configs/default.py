@@ -158,8 +158,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     evaluation.smoothing = "gaussian"  # filter of the map: gaussian | mean | none
     evaluation.smoothing_fraction = 1 / 12  # size of the filter as a fraction of the side
     evaluation.symmetries = False  # average the map over the flips and turns of data.augmentation
-    # none | all | position: the map in standard deviations of the held-out normal images (at least
-    # 3), over all pixels or, for images that are aligned with each other, at each position
+    # none | all | position | auto: the map in standard deviations of the held-out normal images (at
+    # least 3), over all pixels or, for images that are aligned with each other, at each position;
+    # auto: at each position if these images look alike there
     evaluation.calibration = "none"
     evaluation.image_score = "sum"  # score of an image: sum of its map (the paper's) | max | topk
     evaluation.topk_fraction = 0.01  # fraction of the pixels that topk averages

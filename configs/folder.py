@@ -8,16 +8,16 @@ parts is set beside it:
 
     they may be turned or mirrored       data.augmentation=flips+quarter_turns, rotation, …
     the light varies                     … + exposure
-    they lie in the same place always    eval.calibration=position
+    they lie in the same place always    eval.calibration=position; never: =all
     the images are grey                  model.grey=True
     the images are not square            data.height=192, data.width=448
     a surface or cell fills the frame    data.size=128, so that it is seen whole
     there are fewer than 40              data.holdout_fraction=0.2
     a quarter of the time is enough      train.steps=2500
 
-No augmentation is the default, because a flip may itself be a defect. At its start the training
-prints a hint where the images are grey, lie in place or lose their shape, and the config does not
-say so.
+No augmentation is the default, because a flip may itself be a defect. Whether parts lie in place is
+found out from images that were held out. At its start the training prints a hint where the images
+are grey or lose their shape, and the config does not say so.
 """
 
 from ml_collections import ConfigDict
@@ -62,7 +62,7 @@ RECIPE = {
     # Maps that fail on different defects, on the common scale of normal images.
     "eval.anomaly_map": "ssim+ssim@2+logit@0.5",
     "eval.smoothing_fraction": 1 / 16,
-    "eval.calibration": "all",
+    "eval.calibration": "auto",
     # Their mean over the flips and turns that data.augmentation names.
     "eval.symmetries": True,
     "eval.image_score": "topk",

@@ -53,6 +53,11 @@ def share_by_place(images: np.ndarray) -> float:
     return between / (between + within) if between else 0.0
 
 
+def in_place(images: np.ndarray) -> bool:
+    """Returns whether parts lie in the same place in each image; see `share_by_place`."""
+    return share_by_place(images) > _IN_PLACE
+
+
 def keeping_aspect(ratio: float, shape: tuple[int, int]) -> tuple[int, int]:
     """Returns (h, w) of about the area of `shape` and the given ratio, in multiples of 16.
 
@@ -76,7 +81,8 @@ def hints(images: np.ndarray, ratio: float, *, grey: bool, by_position: bool) ->
         where every file is grey.
       ratio: see `aspect_ratio`, of the files.
       grey: the config states that they are grey, or its method cannot use that.
-      by_position: it states that they lie in place, or its method cannot use that.
+      by_position: it states that they lie in place, or leaves that to `in_place`, or its method
+        cannot use that.
     """
     height, width = images.shape[1:3]
     distortion = ratio * height / width

@@ -178,6 +178,11 @@ class Calibration(NamedTuple):
     mean: Any
     deviation: Any
 
+    @property
+    def by_position(self) -> bool:
+        """Whether a position has statistics of its own."""
+        return any(bool(np.ptp(np.asarray(values), axis=(0, 1)).any()) for values in self)
+
 
 SHRINKAGE = 0.2  # the weight of g
 MIN_DEVIATION = 1e-8  # equal maps are not divided by 0

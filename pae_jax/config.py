@@ -274,7 +274,7 @@ class EvalConfig:
     smoothing: str = field("gaussian", choices=("gaussian", "mean", "none"))
     smoothing_fraction: float = field(1 / 12, above=0.0, at_most=1.0)
     symmetries: bool = False
-    calibration: str = field("none", choices=("none", "all", "position"))
+    calibration: str = field("none", choices=("none", "all", "position", "auto"))
     image_score: str = field("sum", choices=("sum", "max", "topk"))
     topk_fraction: float = field(0.01, above=0.0, at_most=1.0)
     false_positive_rate: float = field(0.05, above=0.0, at_most=0.5)

@@ -272,5 +272,5 @@ def check_maps(parts: Sequence[MapPart], method: str, calibration: str) -> None:
     if len(parts) > 1 and calibration == "none":
         raise BadInput(
             "eval.anomaly_map: maps of different scales can be added only with "
-            "eval.calibration=all or position"
+            "eval.calibration=auto, all or position"
         )

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from data_pipelines import facts
 from data_pipelines.errors import BadInput
 from pae_jax import anomaly_map, augmentation, image_ops
 from pae_jax.anomaly_map import Calibration
@@ -279,13 +280,21 @@ def measure_held_out(
     for batch, count in _batches(images, config.eval.batch_size):
         maps = _jitted_maps(params, _beside(params, batch), config=settings)
         smoothed.append(jax.device_get(maps)[:count])
-    maps = np.concatenate(smoothed)
-    standardised: Iterable[np.ndarray] = anomaly_map.leave_one_out(maps, config.eval)
+    maps, statistics = np.concatenate(smoothed), _resolve_calibration(config.eval, images)
+    standardised: Iterable[np.ndarray] = anomaly_map.leave_one_out(maps, statistics)
     if config.data.foreground:
         objects = np.any(images > 0, axis=-1)
         standardised = (values * mask for values, mask in zip(standardised, objects, strict=True))
     held_out = summarise(_rescore(values, config.eval) for values in standardised)
-    return held_out, anomaly_map.calibration_of(maps, config.eval)
+    return held_out, anomaly_map.calibration_of(maps, statistics)
+
+
+def _resolve_calibration(settings: EvalConfig, images: UInt8[np.ndarray, "n h w c"]) -> EvalConfig:
+    """Returns the settings in which `calibration` is all or position."""
+    if settings.calibration != "auto":
+        return settings
+    choice = "position" if facts.in_place(images) else "all"
+    return dataclasses.replace(settings, calibration=choice)
 
 
 def _rescore(values: Float[np.ndarray, "h w"], settings: EvalConfig) -> Detection:

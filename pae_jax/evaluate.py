@@ -292,7 +292,8 @@ def _report(
     else:
         notes = [f"The method {model.config.method} scores whole images: its maps are constant."]
     if model.calibration is not None:
-        notes.append(statements.calibration(thresholds.images, model.config.eval))
+        by_position = model.calibration.by_position
+        notes.append(statements.calibration(thresholds.images, settings, by_position=by_position))
     content = page.Content(
         title=f"{eval_folder.category(model.config.data)}: {len(test.names)} test images",
         scores=detections.scores,

@@ -385,7 +385,7 @@ def _hints(run: Run) -> Iterator[str]:
     """Yields a line for each fact that the training images show and the config does not state."""
     config, data = run.config, run.data
     method = methods.METHODS[config.method]
-    in_place = config.eval.calibration == "position"
+    in_place = config.eval.calibration in ("position", "auto")
     return facts.hints(
         data.images,
         data.aspect_ratio,

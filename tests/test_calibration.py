@@ -194,6 +194,23 @@ def test_training_ends_with_statistics_and_thresholds(run, held_out):
         assert entry["scores"]["sum"][i] == pytest.approx(values.sum(), rel=1e-3, abs=0.1)
 
 
+@pytest.mark.parametrize(("noise", "choice"), [(10, "position"), (10_000, "all")])
+def test_auto_is_by_position_where_normal_images_look_alike(run, noise, choice):
+    model, rng = trained_model.load(run.workdir), np.random.default_rng(0)
+    motif = rng.integers(40, 216, (*model.config.data.shape, model.channels))
+    images = np.clip(motif + rng.normal(0, noise, (6, *motif.shape)), 0, 255).astype(np.uint8)
+
+    def measure(calibration):
+        settings = dataclasses.replace(model.config.eval, calibration=calibration)
+        config = dataclasses.replace(model.config, eval=settings)
+        return detection.measure_held_out(model.params, images, config)
+
+    found = measure("auto")
+    assert found[1].by_position is (choice == "position")
+    for a, b in zip(*map(jax.tree.leaves, (found, measure(choice))), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_plain_parameters_are_not_calibrated_as_in_the_validation_of_a_training(run):
     model = trained_model.load(run.workdir)
     plain = dataclasses.replace(
@@ -418,7 +435,7 @@ def test_the_key_stands_only_where_it_has_a_part():
         ),
         (
             {"eval.calibration": "pixel"},
-            "eval.calibration: one of none, all, position, not 'pixel'",
+            "eval.calibration: one of none, all, position, auto, not 'pixel'",
         ),
     ],
 )

@@ -143,7 +143,7 @@ def test_the_best_of_a_category_is_the_recipe_and_facts():
         for section in recipe:
             assert getattr(config, section) == getattr(newcomer, section)
         aligned = name in ("ball_screw", "mvtec:bottle,best")
-        calibration = "position" if aligned else "all"
+        calibration = "position" if aligned else "auto"
         assert config.eval == dataclasses.replace(newcomer.eval, calibration=calibration)
     paper, best = load("mvtec:carpet"), load("mvtec:carpet,best")
     assert best.model == dataclasses.replace(paper.model, output=folder.RECIPE["model.output"])

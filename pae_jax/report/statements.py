@@ -114,14 +114,15 @@ def intervals(resamples: int, good: int, defective: int) -> str:
     return text
 
 
-def calibration(images: int, settings: EvalConfig) -> str:
+def calibration(images: int, settings: EvalConfig, *, by_position: bool) -> str:
     """Returns what the values of calibrated maps are.
 
     Args:
       images: the number of held-out normal images.
       settings: `eval` of the configuration.
+      by_position: whether each position has statistics of its own.
     """
-    where = " at its position" if settings.calibration == "position" else ""
+    where = " at its position" if by_position else ""
     added = ""
     if len(settings.parts) > 1:
         added = f", added over the maps {settings.anomaly_map} (none below −3)"
