@@ -173,6 +173,9 @@ def read_part(path: Path) -> dict[str, Sweep]:
 def join(name: str, parts: Sequence[Sweep]) -> Sweep:
     """Returns one sweep of several parts of it; a member that any part has is not left out.
 
+    Members are ordered by seed and penalty, none first, so that the order of the parts has no
+    effect.
+
     Raises:
       BadInput: a member is in two parts.
     """
@@ -183,12 +186,19 @@ def join(name: str, parts: Sequence[Sweep]) -> Sweep:
             raise BadInput(
                 f"{name}: {variant}, seed {seed} is in {count} parts; leave out all but one"
             )
+    workdirs = [workdir for part in parts for workdir in part.workdirs]
+    order = sorted(range(len(members)), key=lambda i: _order(members[i]))
     return Sweep(
-        members,
-        [workdir for part in parts for workdir in part.workdirs],
+        [members[i] for i in order],
+        [workdirs[i] for i in order],
         [e for part in parts for e in part.left_out if (e.variant, e.seed) not in counts],
         _distinct([origin for part in parts for origin in part.origins]),
     )
+
+
+def _order(member: Member) -> tuple[Any, ...]:
+    penalised = member.kind != "none"
+    return member.seed, penalised, member.kind, member.weight or 0.0, member.variant
 
 
 def _distinct(origins: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
