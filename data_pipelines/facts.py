@@ -1,7 +1,7 @@
 """Facts that an owner states in the config, as far as normal images show them.
 
-The recipe assumes none of them, because what looks like a fact in a few images need not be one. A
-hint names the key, and the owner decides.
+What looks like a fact in a few images need not be one. So a hint names the key, and the owner
+decides. Only `in_place` decides by itself, where `eval.calibration` is auto.
 """
 
 import math

@@ -179,18 +179,17 @@ def join(name: str, parts: Sequence[Sweep]) -> Sweep:
     Raises:
       BadInput: a member is in two parts.
     """
-    members = [member for part in parts for member in part.members]
-    counts = Counter((member.variant, member.seed) for member in members)
+    found = [pair for part in parts for pair in zip(part.members, part.workdirs, strict=True)]
+    found.sort(key=lambda pair: _order(pair[0]))
+    counts = Counter((member.variant, member.seed) for member, _ in found)
     for (variant, seed), count in counts.items():
         if count > 1:
             raise BadInput(
                 f"{name}: {variant}, seed {seed} is in {count} parts; leave out all but one"
             )
-    workdirs = [workdir for part in parts for workdir in part.workdirs]
-    order = sorted(range(len(members)), key=lambda i: _order(members[i]))
     return Sweep(
-        [members[i] for i in order],
-        [workdirs[i] for i in order],
+        [member for member, _ in found],
+        [workdir for _, workdir in found],
         [e for part in parts for e in part.left_out if (e.variant, e.seed) not in counts],
         _distinct([origin for part in parts for origin in part.origins]),
     )

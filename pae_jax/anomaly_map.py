@@ -180,7 +180,7 @@ class Calibration(NamedTuple):
 
     @property
     def by_position(self) -> bool:
-        """Whether a position has statistics of its own."""
+        """True if each position has statistics of its own."""
         return any(bool(np.ptp(np.asarray(values), axis=(0, 1)).any()) for values in self)
 
 

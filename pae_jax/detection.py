@@ -280,13 +280,14 @@ def measure_held_out(
     for batch, count in _batches(images, config.eval.batch_size):
         maps = _jitted_maps(params, _beside(params, batch), config=settings)
         smoothed.append(jax.device_get(maps)[:count])
-    maps, statistics = np.concatenate(smoothed), _resolve_calibration(config.eval, images)
-    standardised: Iterable[np.ndarray] = anomaly_map.leave_one_out(maps, statistics)
+    maps = np.concatenate(smoothed)
+    resolved = _resolve_calibration(config.eval, images)
+    standardised: Iterable[np.ndarray] = anomaly_map.leave_one_out(maps, resolved)
     if config.data.foreground:
         objects = np.any(images > 0, axis=-1)
         standardised = (values * mask for values, mask in zip(standardised, objects, strict=True))
     held_out = summarise(_rescore(values, config.eval) for values in standardised)
-    return held_out, anomaly_map.calibration_of(maps, statistics)
+    return held_out, anomaly_map.calibration_of(maps, resolved)
 
 
 def _resolve_calibration(settings: EvalConfig, images: UInt8[np.ndarray, "n h w c"]) -> EvalConfig:

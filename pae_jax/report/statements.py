@@ -120,7 +120,7 @@ def calibration(images: int, settings: EvalConfig, *, by_position: bool) -> str:
     Args:
       images: the number of held-out normal images.
       settings: `eval` of the configuration.
-      by_position: whether each position has statistics of its own.
+      by_position: see `Calibration.by_position`.
     """
     where = " at its position" if by_position else ""
     added = ""
