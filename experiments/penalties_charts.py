@@ -26,6 +26,8 @@ MARKERS = "osD^vP*X"
 COLUMNS = 4
 # An axis is logarithmic if its values are positive and differ by a larger factor.
 LOGARITHMIC = 20
+# A score is far from the others if it is this many interquartile ranges outside the quartiles.
+FAR = 5.0
 
 
 def colours(kinds: Sequence[str]) -> dict[str, str]:
@@ -34,12 +36,28 @@ def colours(kinds: Sequence[str]) -> dict[str, str]:
     return {kind: COLOURS.get(kind) or next(others) for kind in dict.fromkeys(kinds)}
 
 
+def far(scores: Sequence[float]) -> np.ndarray:
+    """Returns which of the scores, (n,), are so far from the others that they would hide them.
+
+    A model that collapsed to a constant is one. Scores that are not finite are not far.
+    """
+    values = np.asarray(scores, np.float64)
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return np.zeros(values.shape, bool)
+    low, high = np.quantile(known, (0.25, 0.75))
+    reach = FAR * (high - low)
+    return (values < low - reach) | (values > high + reach)
+
+
 def scatter(
     members: Sequence[Mapping[str, Any]],
     correlations: Mapping[str, Mapping[str, Correlation]],
     score: str,
 ) -> bytes:
     """Returns a PNG with one panel per diagnostic, in which every trained model is a point.
+
+    The axes span the models whose scores are not `far`. The others stand at the border as crosses.
 
     Args:
       members: `kind`, `weight`, `setting`, `sweep`, `seed`, `steps`, `data`, `metrics` and
@@ -54,13 +72,16 @@ def scatter(
     largest = {
         kind: max(m["weight"] or 0 for m in members if m["kind"] == kind) for kind in palette
     }
+    outside = far([_number(member["metrics"].get(score)) for member in members])
+    near = [member for member, out in zip(members, outside, strict=True) if not out]
+    distant = [member for member, out in zip(members, outside, strict=True) if out]
     figure, panels = _grid(len(correlations), width=3.2, height=2.9)
     for axes, (name, found) in zip(panels, correlations.items(), strict=False):
-        for line in _trainings(members):
+        for line in _trainings(near):
             values = [(m["diagnostics"].get(name), m["metrics"].get(score)) for m in line]
             known = [pair for pair in values if None not in pair]
             axes.plot(*zip(*known, strict=True) if known else ([], []), color="0.85", zorder=1)
-        for member in members:
+        for member in near:
             x, y = member["diagnostics"].get(name), member["metrics"].get(score)
             if x is None or y is None:
                 continue
@@ -75,14 +96,17 @@ def scatter(
                 markeredgecolor=colour,
                 markersize=5,
             )
-        values = [m["diagnostics"].get(name) for m in members]
-        known = [value for value in values if value is not None and math.isfinite(value)]
+        numbers = [_number(m["diagnostics"].get(name)) for m in near]
+        known = [value for value in numbers if math.isfinite(value)]
         if known and min(known) > 0 and max(known) > LOGARITHMIC * min(known):
             axes.set_xscale("log")
             # The numbers between two powers of ten would overlap.
             axes.xaxis.set_minor_formatter(NullFormatter())
         else:
             axes.locator_params(axis="x", nbins=5)
+        for member in distant:
+            x, y = _number(member["diagnostics"].get(name)), member["metrics"][score]
+            _draw_at_border(axes, x, y, palette[member["kind"]])
         title = f"all {_text(found['all'])}\nwithin seeds {_text(found['within'])}"
         axes.set_title(title, fontsize=8)
         axes.set_xlabel(name, fontsize=9)
@@ -91,6 +115,8 @@ def scatter(
     figure.supylabel(score, fontsize=9)
     handles = [_handle("o", colour, kind) for kind, colour in palette.items()]
     handles.append(_handle("o", "0.4", "smaller weight", face="white"))
+    if distant:
+        handles.append(_handle("X", "0.4", "beyond the axes"))
     if len(markers) > 1:
         handles += [_handle(marker, "0.4", sweep) for sweep, marker in markers.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=9, frameon=False)
@@ -150,6 +176,19 @@ def _trainings(members: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, A
         key = member["data"], member["setting"], member["seed"]
         groups.setdefault(key, []).append(member)
     return [sorted(g, key=lambda m: m["steps"]) for g in groups.values() if len(g) > 1]
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _draw_at_border(axes: Any, x: float, y: float, colour: str) -> None:
+    """Draws the nearest point to (x, y) within the axes, which stay as they are."""
+    limits = axes.get_xlim(), axes.get_ylim()
+    x, y = (float(np.clip(value, *span)) for value, span in zip((x, y), limits, strict=True))
+    axes.plot(x, y, "X", color=colour, markersize=6, clip_on=False, zorder=3)
+    axes.set_xlim(limits[0])
+    axes.set_ylim(limits[1])
 
 
 def _text(found: Correlation) -> str:

@@ -42,11 +42,13 @@ class Modules(NamedTuple):
     members: ModuleType
     tables: ModuleType
     statistics: ModuleType
+    charts: ModuleType
 
 
 @pytest.fixture(scope="module")
 def modules():
-    names = ("penalties", "penalties_members", "penalties_tables", "penalties_statistics")
+    names = ["penalties"]
+    names += [f"penalties_{part}" for part in ("members", "tables", "statistics", "charts")]
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(PROJECT / "experiments")
         yield Modules(*(importlib.import_module(name) for name in names))
@@ -227,6 +229,36 @@ def test_members_of_one_architecture_share_the_programs(modules, compared, swept
     for name in ("noise_0_1-1", "noise_0_2-1"):
         modules.members.measure_iteration(swept / "members" / name, [], 16, modules.main.open_test)
     assert detection._detect._cache_size() == compiled
+
+
+# ---- the figures ----
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([0.9, 0.89, 0.88, 0.91, 0.85, 0.378], [False] * 5 + [True]),
+        ([0.9, 0.89, 0.88, 0.91, 0.85, 0.75], [False] * 6),
+        ([0.9, 0.9, np.nan, 0.9], [False] * 4),
+        ([0.9], [False]),
+        ([np.nan], [False]),
+        ([], []),
+    ],
+)
+def test_a_score_is_far_from_the_others(modules, scores, expected):
+    assert modules.charts.far(scores).tolist() == expected
+
+
+def test_a_collapsed_member_leaves_the_axes_of_the_scatter_as_they_are(modules):
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    axes.plot([0.1, 0.2], [0.8, 0.9], "o")
+    before = axes.get_xlim(), axes.get_ylim()
+    modules.charts._draw_at_border(axes, 7.0, 0.3, "black")
+    assert (axes.get_xlim(), axes.get_ylim()) == before
+    drawn = axes.lines[-1]
+    assert (drawn.get_xdata()[0], drawn.get_ydata()[0]) == (before[0][1], before[1][0])
 
 
 # ---- the command ----
