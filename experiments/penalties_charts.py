@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from penalties_statistics import Correlation, mean_and_error
+from penalties_statistics import Correlation, column, mean_and_error
 
 # Colours that most people tell apart. A kind that is not named here takes the next of OTHERS.
 COLOURS = {
@@ -36,18 +36,17 @@ def colours(kinds: Sequence[str]) -> dict[str, str]:
     return {kind: COLOURS.get(kind) or next(others) for kind in dict.fromkeys(kinds)}
 
 
-def far(scores: Sequence[float]) -> np.ndarray:
+def far(scores: np.ndarray) -> np.ndarray:
     """Returns which of the scores, (n,), are so far from the others that they would hide them.
 
     A model that collapsed to a constant is one. Scores that are not finite are not far.
     """
-    values = np.asarray(scores, np.float64)
-    known = values[np.isfinite(values)]
+    known = scores[np.isfinite(scores)]
     if not known.size:
-        return np.zeros(values.shape, bool)
+        return np.zeros(scores.shape, bool)
     low, high = np.quantile(known, (0.25, 0.75))
     reach = FAR * (high - low)
-    return (values < low - reach) | (values > high + reach)
+    return (scores < low - reach) | (scores > high + reach)
 
 
 def scatter(
@@ -72,7 +71,7 @@ def scatter(
     largest = {
         kind: max(m["weight"] or 0 for m in members if m["kind"] == kind) for kind in palette
     }
-    outside = far([_number(member["metrics"].get(score)) for member in members])
+    outside = far(column([member["metrics"].get(score) for member in members]))
     near = [member for member, out in zip(members, outside, strict=True) if not out]
     distant = [member for member, out in zip(members, outside, strict=True) if out]
     figure, panels = _grid(len(correlations), width=3.2, height=2.9)
@@ -96,16 +95,16 @@ def scatter(
                 markeredgecolor=colour,
                 markersize=5,
             )
-        numbers = [_number(m["diagnostics"].get(name)) for m in near]
-        known = [value for value in numbers if math.isfinite(value)]
-        if known and min(known) > 0 and max(known) > LOGARITHMIC * min(known):
+        numbers = column([m["diagnostics"].get(name) for m in near])
+        known = numbers[np.isfinite(numbers)]
+        if known.size and known.min() > 0 and known.max() > LOGARITHMIC * known.min():
             axes.set_xscale("log")
             # The numbers between two powers of ten would overlap.
             axes.xaxis.set_minor_formatter(NullFormatter())
         else:
             axes.locator_params(axis="x", nbins=5)
         for member in distant:
-            x, y = _number(member["diagnostics"].get(name)), member["metrics"][score]
+            x, y = column([member["diagnostics"].get(name), member["metrics"][score]])
             _draw_at_border(axes, x, y, palette[member["kind"]])
         title = f"all {_text(found['all'])}\nwithin seeds {_text(found['within'])}"
         axes.set_title(title, fontsize=8)
@@ -176,10 +175,6 @@ def _trainings(members: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, A
         key = member["data"], member["setting"], member["seed"]
         groups.setdefault(key, []).append(member)
     return [sorted(g, key=lambda m: m["steps"]) for g in groups.values() if len(g) > 1]
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def _draw_at_border(axes: Any, x: float, y: float, colour: str) -> None:

@@ -29,6 +29,11 @@ class Correlation(NamedTuple):
     high: float
 
 
+def column(values: Sequence[float | None]) -> np.ndarray:
+    """Returns the values as float64 (n,), None as NaN."""
+    return np.array([math.nan if value is None else value for value in values], float)
+
+
 def mean_and_error(values: Sequence[float]) -> Mean:
     """Returns the mean of the finite values and its standard error."""
     known = [value for value in values if math.isfinite(value)]

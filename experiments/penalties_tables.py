@@ -4,9 +4,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from penalties_members import APPLICATIONS, Member
-from penalties_statistics import Correlation, Mean, correlate, mean_and_error, paired_difference
+from penalties_statistics import (
+    Correlation,
+    Mean,
+    column,
+    correlate,
+    mean_and_error,
+    paired_difference,
+)
 
 from pae_jax import sweep
 from pae_jax.detection import REPORTED_SCORES
@@ -71,12 +77,12 @@ def iteration_differences(members: Sequence[Member]) -> dict[str, dict[str, dict
 
 def correlations(members: Sequence[Member], metric: str) -> dict[str, dict[str, Correlation]]:
     """Returns the rank correlation of each diagnostic with a metric, over all and within seeds."""
-    y = _column([member.metrics[metric] for member in members])
+    y = column([member.metrics[metric] for member in members])
     settings = [member.setting for member in members]
     strata = [(member.sweep, member.seed) for member in members]
     found = {}
     for name in DIAGNOSTICS:
-        x = _column([member.diagnostics.get(name) for member in members])
+        x = column([member.diagnostics.get(name) for member in members])
         found[name] = {
             "all": correlate(x, y, settings),
             "within": correlate(x, y, settings, strata),
@@ -95,10 +101,6 @@ def _by_variant(members: Sequence[Member]) -> dict[str, dict[str, dict[int, floa
             value = values.get(quantity)
             row[quantity][member.seed] = math.nan if value is None else value
     return table
-
-
-def _column(values: Sequence[float | None]) -> np.ndarray:
-    return np.array([math.nan if value is None else value for value in values], float)
 
 
 def tables(content: Mapping[str, Any], reference: str, metric: str) -> str:

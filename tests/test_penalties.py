@@ -246,7 +246,7 @@ def test_members_of_one_architecture_share_the_programs(modules, compared, swept
     ],
 )
 def test_a_score_is_far_from_the_others(modules, scores, expected):
-    assert modules.charts.far(scores).tolist() == expected
+    assert modules.charts.far(np.array(scores)).tolist() == expected
 
 
 def test_a_collapsed_member_leaves_the_axes_of_the_scatter_as_they_are(modules):
@@ -257,8 +257,7 @@ def test_a_collapsed_member_leaves_the_axes_of_the_scatter_as_they_are(modules):
     before = axes.get_xlim(), axes.get_ylim()
     modules.charts._draw_at_border(axes, 7.0, 0.3, "black")
     assert (axes.get_xlim(), axes.get_ylim()) == before
-    drawn = axes.lines[-1]
-    assert (drawn.get_xdata()[0], drawn.get_ydata()[0]) == (before[0][1], before[1][0])
+    assert np.asarray(axes.lines[-1].get_xydata()).tolist() == [[before[0][1], before[1][0]]]
 
 
 # ---- the command ----
