@@ -1,7 +1,7 @@
 """Compares the members of finished sweeps of penalties: differences, correlations, iteration.
 
     python experiments/penalties.py [NAME=]SWEEP … --out=DIR [--no_iteration] [--batch 64]
-        [--reference none] [--config.data.root=DIR]
+        [--reference none] [--without VARIANT …] [--config.data.root=DIR]
 
 Each SWEEP is the workdir of a finished `pae sweep`, for example --config=ablation:full. Several of
 them may differ in their steps or in their data. A SWEEP may also be the penalties.json of an
@@ -17,7 +17,8 @@ Differences to the variant --reference are taken within each seed, whose members
 images and initialisation, and are means ± standard errors over the seeds. Correlations are
 Spearman's, over all members and within the seeds of a sweep, with 95 % of the draws of a bootstrap
 that resamples variants. The iteration compares a test image x with fⁿ(x) and with the fixed point;
-it needs the test images, and --no_iteration leaves it out.
+it needs the test images, and --no_iteration leaves it out. The variants named after --without are
+left out, for example to see how far a correlation rests on them.
 """
 
 import argparse
@@ -30,7 +31,15 @@ from pathlib import Path
 from typing import Any
 
 import penalties_charts as charts
-from penalties_members import Member, Sweep, join, measure_iteration, read_part, read_sweep
+from penalties_members import (
+    Member,
+    Sweep,
+    join,
+    leave_out,
+    measure_iteration,
+    read_part,
+    read_sweep,
+)
 from penalties_statistics import Correlation, Mean
 from penalties_tables import correlations, differences, iteration_differences, tables
 
@@ -52,6 +61,7 @@ def compare(
     *,
     earlier: Sequence[Path] = (),
     reference: str = "none",
+    without: Sequence[str] = (),
     iteration: bool = True,
     overrides: Sequence[str] = (),
     batch_size: int = 64,
@@ -63,13 +73,15 @@ def compare(
       sweeps: the workdirs of the sweeps by name.
       earlier: files penalties.json, whose members join those of the same sweeps.
       reference: the variant that the others are compared to.
+      without: the variants that are left out.
       iteration: applies f several times to the test images, too.
       overrides: where the data are now, --config.data.root=DIR.
       batch_size: see `measure_iteration`.
       say: is called with a line of progress for each member.
 
     Raises:
-      BadInput: see `read_sweep`, `read_part` and `join`; or a sweep lacks the reference.
+      BadInput: see `read_sweep`, `read_part` and `join`; a sweep lacks the reference, or all
+        sweeps lack a variant of `without`.
     """
     parts = {name: [read_sweep(name, path)] for name, path in sweeps.items()}
     for path in earlier:
@@ -78,6 +90,11 @@ def compare(
                 raise BadInput(f"{path}: {name} is without the iteration; give --no_iteration")
             parts.setdefault(name, []).append(part)
     opened = {name: join(name, of_name) for name, of_name in parts.items()}
+    known = {member.variant for part in opened.values() for member in part.members}
+    for variant in without:
+        if variant not in known:
+            raise BadInput(f"--without: no member of the variant {variant!r}")
+    opened = {name: leave_out(part, without) for name, part in opened.items()}
     for name, part in opened.items():
         if all(member.variant != reference for member in part.members):
             raise BadInput(
@@ -120,7 +137,7 @@ def _with_iteration(
     """Returns the sweeps with `Member.detection`; says how far it is from the evaluations."""
     # The members of a sweep have the same test images.
     open_images = functools.cache(open_test)
-    complete, largest = {}, 0.0
+    complete, departures = {}, []
     for name, part in opened.items():
         members = []
         for i, (member, workdir) in enumerate(zip(part.members, part.workdirs, strict=True)):
@@ -130,11 +147,12 @@ def _with_iteration(
             start = time.perf_counter()
             found = measure_iteration(workdir, overrides, batch_size, open_images)
             members.append(member._replace(detection=found))
-            largest = max(largest, _departure(members[-1], record.read_config(workdir).eval))
+            departures.append(_departure(members[-1], record.read_config(workdir).eval))
             seconds = time.perf_counter() - start
             say(f"{name} {i + 1}/{len(part.members)} {workdir.name}: {seconds:.1f} s")
         complete[name] = part._replace(members=members)
-    say(f"one application: image AUROC within {largest:.2g} of the evaluations")
+    if departures:
+        say(f"one application: image AUROC within {max(departures):.2g} of the evaluations")
     return complete
 
 
@@ -219,6 +237,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="the folder of the results")
     parser.add_argument("--reference", default="none", help="the variant to compare to")
+    parser.add_argument(
+        "--without", nargs="+", default=[], metavar="VARIANT", help="variants to leave out"
+    )
     parser.add_argument("--no_iteration", action="store_true", help="needs no test images")
     parser.add_argument("--batch", type=int, default=64, help="images that are computed at once")
     options, overrides = parser.parse_known_args(argv)
@@ -232,6 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sweeps,
             earlier=earlier,
             reference=options.reference,
+            without=options.without,
             iteration=not options.no_iteration,
             overrides=overrides,
             batch_size=options.batch,

@@ -58,7 +58,7 @@ class Member(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """A member without numbers, and how its training ended."""
+    """A member without numbers, and how its training ended or what left it out."""
 
     sweep: str
     variant: str
@@ -192,6 +192,19 @@ def join(name: str, parts: Sequence[Sweep]) -> Sweep:
         [workdir for _, workdir in found],
         [e for part in parts for e in part.left_out if (e.variant, e.seed) not in counts],
         _distinct([origin for part in parts for origin in part.origins]),
+    )
+
+
+def leave_out(part: Sweep, variants: Sequence[str]) -> Sweep:
+    """Returns the sweep with the members of these variants left out."""
+    pairs = list(zip(part.members, part.workdirs, strict=True))
+    kept = [pair for pair in pairs if pair[0].variant not in variants]
+    others = [member for member, _ in pairs if member.variant in variants]
+    return Sweep(
+        [member for member, _ in kept],
+        [workdir for _, workdir in kept],
+        part.left_out + [LeftOut(m.sweep, m.variant, m.seed, "--without") for m in others],
+        part.origins,
     )
 
 

@@ -309,6 +309,31 @@ def test_a_member_that_diverged_is_left_out(modules, swept, tmp_path):
     assert content["differences"]["w"]["noise 0.3"]["idempotency"].seeds == 2
 
 
+def test_variants_can_be_left_out(modules, compared, tmp_path, capsys):
+    modules.main.write(tmp_path / "measured", compared[0])
+    words = [str(tmp_path / "measured/penalties.json"), REFERENCE]
+    found = {}
+    for name, without in (("all", []), ("few", ["--without", "noise 0.2"])):
+        assert modules.main.main([*words, f"--out={tmp_path / name}", *without]) == 0
+        found[name] = json.loads((tmp_path / name / "penalties.json").read_text())
+    left_out = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert left_out == [f"tiny: noise 0.2, seed {seed}: --without, left out" for seed in (0, 1)]
+    members = [m for m in found["all"]["members"] if m["variant"] != "noise 0.2"]
+    assert found["few"]["members"] == members and len(members) == 4
+    # The differences of the other variants stay as they are; the correlation is of their members.
+    del found["all"]["differences"]["tiny"]["noise 0.2"]
+    assert found["few"]["differences"] == found["all"]["differences"]
+    expected = spearmanr(
+        [member["diagnostics"]["on_manifold_bias"] for member in members],
+        [member["metrics"]["image_auroc_topk"] for member in members],
+    )
+    correlation = found["few"]["correlations"]["image_auroc_topk"]["on_manifold_bias"]["all"]
+    assert correlation["value"] == pytest.approx(expected.statistic, abs=1e-5)
+    assert modules.main.main([*words, f"--out={tmp_path}", "--without", "noise 7"]) == 2
+    error = capsys.readouterr().err
+    assert error == "penalties.py: --without: no member of the variant 'noise 7'\n"
+
+
 def partial(swept: Path, folder: Path, seed: int) -> Path:
     """Returns a copy of the sweep in which only the members of one seed have been trained."""
     shutil.copytree(swept, folder)
