@@ -249,6 +249,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise BadInput(f"--batch: at least 1, not {options.batch}")
         files.check_writable(options.out)
         sweeps, earlier = _named(options.sweeps)
+        kept = options.out / "penalties.json"
+        if options.without and kept.resolve() in [path.resolve() for path in earlier]:
+            raise BadInput(f"{kept}: --without would drop its members; choose another --out")
         content = compare(
             sweeps,
             earlier=earlier,

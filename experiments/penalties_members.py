@@ -197,14 +197,20 @@ def join(name: str, parts: Sequence[Sweep]) -> Sweep:
 
 def leave_out(part: Sweep, variants: Sequence[str]) -> Sweep:
     """Returns the sweep with the members of these variants left out."""
-    pairs = list(zip(part.members, part.workdirs, strict=True))
-    kept = [pair for pair in pairs if pair[0].variant not in variants]
-    others = [member for member, _ in pairs if member.variant in variants]
-    return Sweep(
-        [member for member, _ in kept],
-        [workdir for _, workdir in kept],
-        part.left_out + [LeftOut(m.sweep, m.variant, m.seed, "--without") for m in others],
-        part.origins,
+    kept = [
+        pair
+        for pair in zip(part.members, part.workdirs, strict=True)
+        if pair[0].variant not in variants
+    ]
+    others = [
+        LeftOut(member.sweep, member.variant, member.seed, "--without")
+        for member in part.members
+        if member.variant in variants
+    ]
+    return part._replace(
+        members=[member for member, _ in kept],
+        workdirs=[workdir for _, workdir in kept],
+        left_out=part.left_out + others,
     )
 
 

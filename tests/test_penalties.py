@@ -332,6 +332,12 @@ def test_variants_can_be_left_out(modules, compared, tmp_path, capsys):
     assert modules.main.main([*words, f"--out={tmp_path}", "--without", "noise 7"]) == 2
     error = capsys.readouterr().err
     assert error == "penalties.py: --without: no member of the variant 'noise 7'\n"
+    # The file of a part is the only copy of its members.
+    before = Path(words[0]).read_bytes()
+    out = f"--out={tmp_path / 'measured'}"
+    assert modules.main.main([*words, out, "--without", "noise 0.2"]) == 2
+    assert "--without would drop its members; choose another --out" in capsys.readouterr().err
+    assert Path(words[0]).read_bytes() == before
 
 
 def partial(swept: Path, folder: Path, seed: int) -> Path:
