@@ -90,7 +90,7 @@ SELECTIONS = {
         "none", "jacobian x10", "jacobian tangent", "jacobian normal", "jacobian both"
     ),
     "tile": VARIANTS,
-    "tile_full": _select("none", "random 0.1", "both 0.1", "idempotency both 1"),
+    "tile_full": _select("none", "random 0.01", "both 0.01", "idempotency both 1"),
     "smoke": _select(*FEW),
 }
 COMMON = {
@@ -100,9 +100,12 @@ COMMON = {
     "train.tensorboard": False,
 }
 CHANGES: dict[str, dict[str, Any]] = {
-    # The floor is the same for all variants of a seed.
+    # The floor is the same for all variants of a seed, so that long sweeps leave it out.
     "full": {"eval.floor": False},
-    "tile_full": {"eval.floor": False},
+    # f may not start as the identity, which is the minimum of the penalty along random directions:
+    # there it would stay.
+    "tile": {"model.output": "sigmoid"},
+    "tile_full": {"model.output": "sigmoid", "eval.floor": False},
     "brief": {"train.steps": 800},
     "directions": {"train.steps": 800},
     "smoke": {
